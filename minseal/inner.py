@@ -1,0 +1,151 @@
+"""The inner loop: K self-edits in, K adapters out (paper section 3.1, `SFT(theta, SE)`)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .lora import LoRAConfig, attach
+
+
+@dataclass(frozen=True)
+class InnerConfig:
+    """How one self-edit becomes one adapter; a self-edit's own directives go before lr and epochs."""
+    lr: float = 3e-3              # learning rate (paper: 1e-3)
+    epochs: int = 8               # passes over the self-edit's documents (paper: 10)
+    batch: int = 0                # documents in one gradient step; 0: all of them (paper: 1)
+    decay: str = "none"           # none | linear: the learning rate over an adapter's steps (paper: linear)
+    rank: int = 16                # LoRA rank (paper: 32)
+    alpha: float = 32.0           # LoRA scale is alpha / rank (paper: 64)
+    row_tokens: int = 256         # documents of a step are packed into rows of about so many tokens
+
+    # Paper: every line is padded to 2048 tokens, q and v get LoRA. Here: documents are packed, attention stays inside
+    # each, and every linear layer gets LoRA, because padding was 98 % of the work and the MLP learns facts best.
+
+
+def adapt(model, edits, config=InnerConfig(), seed=0):
+    """Train one adapter on each of K SelfEdits, all at once; returns the Adapters, attached to the model.
+
+    The loss is the SUM over adapters of each one's own mean over the tokens that carry loss, so no gradient mixes, and
+    Adam works element by element: with a learning rate and a number of steps for each adapter, K at once equal K one by
+    one. An adapter that has had its steps leaves the batch. One whose loss becomes NaN or infinite is set aside: its
+    update is zero and `adapters.failed[k]` gives the reason; the others do not notice.
+    `adapters.losses[k]` lists adapter k's loss at every step.
+    """
+    plans = [plan(edit, config, seed) for edit in edits]
+    lr = [edit.lr if edit.lr is not None else config.lr for edit in edits]
+    adapters = attach(model, len(edits), LoRAConfig(config.rank, config.alpha), seed)
+    params, adam, ready = adapters.parameters(), Adam(adapters.parameters()), [p.detach().clone() for p in adapters.parameters()]
+    adapters.failed, adapters.losses = {}, [[] for _ in edits]
+    active = list(range(len(edits)))
+    for step in range(max(len(p) for p in plans)):
+        leaving = [i for i, k in enumerate(active) if step == len(plans[k]) or k in adapters.failed]
+        active = leave(leaving, active, params, adam, ready)
+        if not active:
+            break
+        loss = losses(model, [plans[k][step] for k in active])                              # (K,), K still active
+        gradients = torch.autograd.grad(loss.sum(), params)
+        for k, value in zip(active, loss.tolist()):
+            adapters.losses[k].append(value)
+            if not np.isfinite(value):
+                adapters.failed[k] = f"loss became {value} at step {step + 1}"
+        left = [1 - step / len(plans[k]) if config.decay == "linear" else 1.0 for k in active]
+        adam.step(params, gradients, torch.tensor([lr[k] * x for k, x in zip(active, left)]))
+    leave(range(len(active)), active, params, adam, ready)
+    for k in range(len(edits)):
+        if not all(p[k].isfinite().all() for p in ready):
+            adapters.failed.setdefault(k, "weights became infinite in the last step")
+    for p, final in zip(params, ready):
+        final[list(adapters.failed)] = 0
+        p.data = final
+    return adapters
+
+
+def losses(model, rows):
+    """rows[k]: the packed rows of adapter k. Returns (K,): each adapter's mean loss over its loss-carrying tokens."""
+    ids, docs, targets = (x.to(model.wte.weight.device) for x in to_tensors(rows))          # each (K b, T)
+    hidden = model.hidden(ids, docs)                                                        # (K b, T, C)
+    carries = targets >= 0                                                                  # (K b, T)
+    each = F.cross_entropy(model.head(hidden[carries]).float(), targets[carries], reduction="none")  # (N,), N carrying tokens
+    owner = carries.view(len(rows), -1).nonzero()[:, 0]                                     # (N,)
+    total = each.new_zeros(len(rows)).index_add(0, owner, each)                             # (K,)
+    return total / owner.bincount(minlength=len(rows)).clamp(min=1)                         # (K,)
+
+
+class Adam:
+    """Adam (arXiv 1412.6980) whose learning rate is a vector: one for each adapter."""
+
+    def __init__(self, params, betas=(0.9, 0.999), eps=1e-8):
+        self.m, self.v = [torch.zeros_like(p) for p in params], [torch.zeros_like(p) for p in params]
+        self.betas, self.eps, self.steps = betas, eps, 0
+
+    @torch.no_grad()
+    def step(self, params, gradients, lr):
+        """params and gradients: lists of (K, ., .); lr: (K,)."""
+        self.steps += 1
+        (b1, b2), lr = self.betas, lr.to(params[0])[:, None, None]                          # lr (K, 1, 1)
+        correct1, correct2 = 1 - b1 ** self.steps, 1 - b2 ** self.steps
+        for p, g, m, v in zip(params, gradients, self.m, self.v):
+            m.lerp_(g, 1 - b1)
+            v.mul_(b2).addcmul_(g, g, value=1 - b2)
+            p.sub_(lr / correct1 * m / ((v / correct2).sqrt_().add_(self.eps)))
+
+
+@torch.no_grad()
+def leave(leaving, active, params, adam, ready):
+    """Store the adapters at positions `leaving` of the batch in `ready` and close the gap; returns who is still active."""
+    leaving = list(leaving)
+    if not leaving:
+        return active
+    gone, stay = [active[i] for i in leaving], [i for i in range(len(active)) if i not in set(leaving)]
+    for i, p in enumerate(params):
+        ready[i][gone] = p.data[leaving]
+        p.data, adam.m[i], adam.v[i] = p.data[stay], adam.m[i][stay], adam.v[i][stay]       # each (fewer K, ., .)
+    return [active[i] for i in stay]
+
+
+# ---- documents into rows ---------------------------------------------------------------------------------------------
+
+def plan(edit, config, seed):
+    """All gradient steps of one self-edit: [step][row] = the documents packed into that row."""
+    epochs = edit.epochs if edit.epochs is not None else config.epochs
+    documents, rng, steps = list(edit.documents), np.random.default_rng(seed), []
+    size = config.batch or len(documents)
+    for _ in range(epochs):
+        if config.batch:  # the order matters only if an epoch has several steps
+            documents = [documents[i] for i in rng.permutation(len(documents))]
+        steps += [pack(documents[i:i + size], config.row_tokens) for i in range(0, len(documents), size)]
+    return steps
+
+
+def pack(documents, row_tokens):
+    """Fill rows of at most `row_tokens` tokens in order; a longer document has a row to itself."""
+    rows, room = [], 0
+    for document in documents:
+        if len(document.ids) > room or not rows:
+            rows.append([])
+            room = row_tokens
+        rows[-1].append(document)
+        room -= len(document.ids)
+    return rows
+
+
+def to_tensors(rows):
+    """rows[k]: packed rows of adapter k -> ids, docs, targets, each (K b, T): b and T of the largest, the rest padding.
+
+    docs numbers the documents of a row, -1 is padding (model.py). targets[t] is the token to predict at t, or -1 where
+    nothing is: at a document's end, at padding, and before a token that carries no loss.
+    """
+    b = max(len(r) for r in rows)
+    flat = [row for r in rows for row in r + [[]] * (b - len(r))]
+    T = max(sum(len(d.ids) for d in row) for row in flat)
+    ids, docs, targets = np.zeros((len(flat), T), np.int64), np.full((len(flat), T), -1), np.full((len(flat), T), -1)
+    for i, row in enumerate(flat):
+        t = 0
+        for number, d in enumerate(row):
+            end = t + len(d.ids)
+            ids[i, t:end], docs[i, t:end] = d.ids, number
+            targets[i, t:end - 1] = np.where(d.loss[1:], d.ids[1:], -1)
+            t = end
+    return torch.from_numpy(ids), torch.from_numpy(docs), torch.from_numpy(targets)         # each (K b, T)

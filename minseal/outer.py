@@ -1,0 +1,174 @@
+"""The outer loop: ReST-EM over self-edits (paper section 3.1, Algorithm 1)."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .inner import InnerConfig, adapt
+from .lora import LoRAConfig, attach
+from .sample import sample
+from .selfedit import InvalidSelfEdit, SelfEdit
+
+
+@dataclass(frozen=True)
+class OuterConfig:
+    """ReST-EM: sample self-edits, train and examine one adapter on each, learn from the best."""
+    rounds: int = 3               # E-step and M-step, so often (paper: 2)
+    contexts: int = 64            # contexts in a round; each round takes the next ones (paper: 50)
+    samples: int = 8              # self-edits of each context (paper: 5)
+    temperature: float = 1.0      # of sampling self-edits (paper: 1)
+    top_p: float = 1.0            # sample among the likeliest tokens with this much probability (paper: 0.95)
+    select: str = "best"          # best | positive | random: which self-edits of a context the policy learns from
+    at_once: int = 32             # adapters trained side by side; more need more memory
+    # Paper: 2 epochs, learning rate 3e-4, batch 10, rank 64. Here: more steps, because the tiny model is small and new to it.
+    m_step: InnerConfig = field(default_factory=lambda: InnerConfig(lr=1e-3, epochs=4, batch=8, rank=32, alpha=64.0))
+
+
+def forgetful(step, compute):
+    """The simplest memory: none. A run folder (runs.py) has one that outlives a kill."""
+    return compute()
+
+
+def rest_em(policy, tokenizer, task, contexts, config=OuterConfig(), inner=InnerConfig(), student=None, reward=None,
+            seed=0, remember=forgetful, keep=forgetful, on_round=None):
+    """Teach `policy` (changed in place) to write better self-edits; returns [{'trials': ..., 'winners': ...}] by round.
+
+    student: the model that trains on the self-edits; None is SEAL, where it is the policy itself.
+    reward: function(student, tokenizer, task, contexts, adapters) -> one dict with a 'reward' for each adapter.
+    remember(step, compute), keep(step, compute): return compute(), trials or tensors, or what it gave before a kill.
+    on_round(round, record): called after each M-step.
+    """
+    history = []
+    for r in range(1, config.rounds + 1):
+        batch = [contexts[i % len(contexts)] for i in range((r - 1) * config.contexts, r * config.contexts)]
+        trials = e_step(policy, tokenizer, task, batch, config, inner, student or policy, reward or exam_score,
+                        mix_seed(seed, r), lambda step, compute: remember(f"round {r} {step}", compute))
+        winners = select(trials, config.select, np.random.default_rng(mix_seed(seed, r, 1)))
+        m_step(policy, task, batch, winners, config, mix_seed(seed, r, 2), lambda compute: keep(f"round {r}", compute))
+        history.append({"trials": trials, "winners": winners})
+        if on_round:
+            on_round(r, history[-1])
+    return history
+
+
+def e_step(policy, tokenizer, task, contexts, config, inner, student, reward, seed, remember=forgetful):
+    """Sample self-edits of each context, adapt, examine: a list of trials (see try_out), context by context."""
+    trials, size = [], max(1, 4 * config.at_once // config.samples)
+    for i in range(0, len(contexts), size):
+        part = contexts[i:i + size]
+
+        def explore():
+            texts = sample(policy, tokenizer, [task.prompt(c) for c in part], config.samples, task.edit_tokens,
+                           config.temperature, config.top_p, seed=mix_seed(seed, i))
+            pairs = [(c, text) for c, written in zip(part, texts) for text in written]
+            return try_out(student, tokenizer, task, pairs, inner, config.at_once, reward)
+
+        trials += remember(f"contexts {i + 1}-{i + len(part)}", explore)
+    if config.select == "positive":  # needs to know what the passage alone gives
+        baseline = remember("passage only", lambda: try_out(
+            student, tokenizer, task, [(c, task.passage_only(c)) for c in contexts], inner, config.at_once, reward))
+        for trial, base in zip(trials, [b for b in baseline for _ in range(config.samples)]):
+            trial["passage only"] = base["reward"]
+    return trials
+
+
+def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0):
+    """The reward of each (context, self-edit): train an adapter on it, sit the exam.
+
+    A self-edit is a text of the policy, or a SelfEdit. Returns a trial for each pair, in order: a dict with 'context'
+    (its id), 'text', 'reward', 'seed', 'seconds', and 'invalid' (the reason) if the text is no self-edit or training
+    on it failed: then the reward is 0.
+    """
+    trials, valid, reward = [], [], reward or exam_score
+    for context, edit in pairs:
+        trials.append({"context": context.id, "text": edit if isinstance(edit, str) else None, "reward": 0.0, "seed": seed, "seconds": 0.0})
+        try:
+            valid.append((trials[-1], context, task.parse(context, edit) if isinstance(edit, str) else edit))
+        except InvalidSelfEdit as e:
+            trials[-1]["invalid"] = str(e)
+        if isinstance(edit, str) and (mix := task.mix(context, edit)) is not None:
+            trials[-1]["mix"] = mix
+    valid.sort(key=lambda v: sum(len(d.ids) for d in v[2].documents))  # like lengths together: less padding
+    for i in range(0, len(valid), at_once):
+        group, start = valid[i:i + at_once], time.time()
+        adapters = adapt(student, [edit for _, _, edit in group], inner, seed)
+        results = reward(student, tokenizer, task, [context for _, context, _ in group], adapters)
+        adapters.remove()
+        for k, ((trial, _, _), result) in enumerate(zip(group, results)):
+            trial.update(result, seconds=round((time.time() - start) / len(group), 4))
+            if k in adapters.failed:
+                trial.update(reward=0.0, invalid=adapters.failed[k])
+    return trials
+
+
+def exam_score(student, tokenizer, task, contexts, adapters=None, in_context=False):
+    """The reward of the paper: the share of the exam that the adapted student gets right, the context out of sight.
+
+    One adapter for each context, or None: the student as it is. in_context: the passage in front of each question,
+    the upper end of the ladder.
+    """
+    exams = [task.exam(c, in_context) for c in contexts]
+    most = max(len(exam) for exam in exams)
+    # Adapters need equal groups of rows: a shorter exam is filled up with its last question.
+    prompts = [p for exam in exams for p in exam + (exam[-1:] * (most - len(exam)))]
+    texts = [text for (text,) in sample(student, tokenizer, prompts, max_tokens=task.answer_tokens, temperature=0, stop=task.stop)]
+    results = []
+    for i, (context, exam) in enumerate(zip(contexts, exams)):
+        answers = [text.strip() for text in texts[i * most:i * most + len(exam)]]
+        grades = task.grade(context, answers)
+        results.append({"reward": float(np.mean(grades)), "answers": answers, "grades": grades})
+    return results
+
+
+def select(trials, how, rng):
+    """Which trials the policy learns from, at most one a context ('positive': all above the passage alone).
+
+    best: the highest reward, ties broken at random; a context whose self-edits all score alike teaches nothing and is
+    skipped. random: any one, the control. An invalid self-edit is never chosen.
+    """
+    winners = []
+    for context in dict.fromkeys(t["context"] for t in trials):
+        all_of_it = [t for t in trials if t["context"] == context]
+        valid = [t for t in all_of_it if "invalid" not in t]
+        if how == "random":
+            best = valid
+        elif how == "positive":
+            winners += [t for t in valid if t["reward"] > t["passage only"]]
+            continue
+        elif len({t["reward"] for t in all_of_it}) > 1:
+            best = [t for t in valid if t["reward"] == max(v["reward"] for v in valid)]
+        else:
+            best = []
+        if best:
+            winners.append(best[rng.integers(len(best))])
+    return winners
+
+
+def m_step(policy, task, contexts, winners, config, seed, keep=lambda compute: compute()):
+    """Fine-tune the policy on the winners: the inner loop once more, on prompts and the self-edits they should give."""
+    if not winners:
+        return
+    by_id = {c.id: c for c in contexts}
+
+    def train():
+        documents = tuple(task.winner(by_id[w["context"]], w["text"]) for w in winners)
+        adapters = adapt(policy, [SelfEdit(documents)], config.m_step, seed)
+        state = adapters.state()
+        adapters.remove()
+        return state
+
+    apply(policy, keep(train), config.m_step)
+
+
+def apply(policy, state, config):
+    """Merge one trained adapter into the policy's weights."""
+    adapters = attach(policy, 1, LoRAConfig(config.rank, config.alpha))
+    adapters.load(state)
+    adapters.merge()
+    adapters.remove()
+
+
+def mix_seed(*numbers):
+    """One seed from several, so that rounds and batches draw different numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

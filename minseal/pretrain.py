@@ -1,0 +1,88 @@
+"""The tiny models in tiny_data/, from nothing."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .inner import losses, pack
+from .model import GPT, GPTConfig
+from .sample import sample
+from .selfedit import Document
+from .tasks import world
+from .tokenizer import Tokenizer, train_ranks
+from .weights import save
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretraining of the tiny GPT on text of the toy world."""
+    seed: int = 0                 # of the weights and of the text
+    tokens: int = 10_000_000      # how many to train on
+    batch: int = 24               # rows in a step
+    row_tokens: int = 256         # tokens in a row; documents are packed into rows
+    lr: float = 3e-3              # AdamW's, after a warm-up of 100 steps; falls linearly to 0
+    out: str = "tiny_data/knowledge"  # folder for the checkpoint
+
+
+def pretrain_knowledge(config, say=print):
+    """Train tokenizer and model, measure, and write the checkpoint to config.out; returns what it measured."""
+    start, rng = time.time(), np.random.default_rng(config.seed)
+    tokenizer = Tokenizer(train_ranks("\n".join(world.document(rng) for _ in range(3000)), 511))
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=2048)).init_weights(torch.Generator().manual_seed(config.seed))
+    say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {tokenizer.vocab_size} tokens in the vocabulary")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.1)
+    steps = math.ceil(config.tokens / (config.batch * config.row_tokens))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 100, 1 - s / steps))
+    text = documents(tokenizer, rng)
+    bar = tqdm(range(steps), unit="step")
+    for step in bar:
+        rows = []
+        while len(rows) < config.batch:
+            rows += pack([next(text) for _ in range(2 * config.batch)], config.row_tokens)
+        loss = losses(model, [rows[:config.batch]])[0]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+        if step % 200 == 199:
+            bar.write(f"step {step + 1}: " + ", ".join(f"{k} {v:.2f}" for k, v in measure(model, tokenizer).items()))
+    measured = measure(model, tokenizer)
+    minutes = (time.time() - start) / 60
+    for name, value in measured.items():
+        say(f"{name}: {value:.3f}")
+    save(config.out, model.eval(), tokenizer, {"about": {
+        "command": f"minseal pretrain knowledge --seed {config.seed} --tokens {config.tokens}", "minutes": round(minutes, 1), **measured}})
+    say(f"{minutes:.1f} minutes; checkpoint in {Path(config.out)}")
+    return measured
+
+
+def documents(tokenizer, rng):
+    while True:
+        yield Document.of(tokenizer, world.document(rng) + "\n", end=True)
+
+
+def measure(model, tokenizer, n=50, seed=1):
+    """Share of right answers: read off a passage about a stranger, general knowledge, strangers and known people closed book."""
+    rng = np.random.default_rng(seed)
+    strangers = world.people(n, rng, unseen=True)
+    general = [(a.general_question.format(v=v), t) for a in world.ATTRIBUTES.values() for v, t in a.implied.items()]
+    return {
+        "reading": _right(model, tokenizer, [(world.passage(p, rng) + "\n", *qa) for p in strangers for qa in world.exam(p)]),
+        "general knowledge": _right(model, tokenizer, [("", *qa) for qa in general]),
+        "known people": _right(model, tokenizer, [("", *qa) for p in world.KNOWN[:n] for qa in world.exam(p)]),
+        "strangers, closed book": _right(model, tokenizer, [("", *qa) for p in strangers for qa in world.exam(p)]),
+    }
+
+
+def _right(model, tokenizer, items):
+    prompts = [tokenizer.encode(before + world.question_line(question)) for before, question, _ in items]
+    texts = sample(model, tokenizer, prompts, max_tokens=8, temperature=0, stop="\n")
+    return round(float(np.mean([text.strip() == answer for (text,), (_, _, answer) in zip(texts, items)])), 3)

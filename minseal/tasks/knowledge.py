@@ -1,0 +1,210 @@
+"""Knowledge: passages and questions in SQuAD's format, or written from the toy world."""
+
+import json
+import re
+import string
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..selfedit import Document, InvalidSelfEdit, SelfEdit, read_directives, split_lines, split_questions
+from . import world
+
+
+@dataclass(frozen=True)
+class Context:
+    """One passage and its exam. `person` is set in the toy world only, where a grammar can read the notes."""
+    id: str
+    title: str
+    text: str
+    questions: tuple              # (question, (accepted answers...))
+    oracle: tuple = ()            # notes as good as they get; empty: the questions with their answers
+    person: world.Person | None = None
+
+
+# How the policy is asked for a self-edit. 'notes' is what the tiny model learnt in pretraining; the others follow the
+# paper's prompts for open models (section 4 and its appendix) in our words. {title} and {text} are the context's.
+PROMPTS = {
+    "notes": "{text}\nNotes:\n",
+    "implications": "Read this passage and write down a list of implications that follow from it, directly or indirectly.\n\n"
+                    "Passage:\n{title}\n{text}\n\nImplications:\n",
+    "implications-long": "Read this passage and write down a long list of implications that follow from it, directly or indirectly.\n\n"
+                         "Passage:\n{title}\n{text}\n\nImplications:\n",
+    "implications-very-long": "Read this passage and write down a very long list of implications that follow from it, directly or "
+                              "indirectly.\n\nPassage:\n{title}\n{text}\n\nImplications:\n",
+    "rewrite": "Read this passage and rewrite it in several different ways, one after another, each on a line of its own.\n\n"
+               "Passage:\n{title}\n{text}\n\nRewritten passages:\n",
+    "self-qa": "Read this passage and write questions about it with their answers, in the form 'Question 1: ...' and 'Answer: ...'."
+               "\n\nPassage:\n{title}\n{text}\n\nQuestion 1:",
+    "none": "{title}\n{text}\n\n",
+}
+GRADES = ("exact", "contains", "f1")
+
+
+class Knowledge:
+    """The knowledge task: prompts, self-edits, exams and grades. It knows text and tokens, never training.
+
+    prompt: one of PROMPTS. grade: 'exact' match, 'contains' (the accepted answer stands in the given one), or 'f1' of
+    their words, each after SQuAD's normalisation.
+    """
+    answer_tokens = 24            # longest answer
+    edit_tokens = 192             # longest self-edit
+    stop = "\n"                   # an answer ends with its line
+
+    def __init__(self, tokenizer, prompt="notes", grade="exact"):
+        self.tokenizer, self.style, self.grading = tokenizer, prompt, grade
+
+    def prompt(self, context):
+        """The ids after which the policy writes its self-edit."""
+        return self.tokenizer.encode(PROMPTS[self.style].format(title=context.title, text=context.text))
+
+    def parse(self, context, text):
+        """A text of the policy -> SelfEdit, the passage last (paper: 'passage + self-edit'); raises InvalidSelfEdit."""
+        directives, rest = read_directives(text)
+        if self.style == "self-qa":
+            lines = split_questions("Question 1:" + rest)  # the prompt already holds the first 'Question 1:'
+        else:
+            lines = split_lines(rest)
+        if not lines or not any(re.search(r"\w", line) for line in lines):
+            raise InvalidSelfEdit("no words in it")
+        return self._edit(context, lines, **directives)
+
+    def passage_only(self, context):
+        return self._edit(context, [])
+
+    def oracle(self, context):
+        """The self-edit of someone who knows: in the toy world what the passage implies, else the exam with its answers."""
+        return self._edit(context, context.oracle or [world.question_line(q, answers[0]) for q, answers in context.questions])
+
+    def winner(self, context, text):
+        """What the M-step learns from: the prompt, and the text as the policy wrote it; only the text carries loss."""
+        ids, text = self.prompt(context), self.tokenizer.encode(text) + [self.tokenizer.eot]
+        return Document(tuple(ids + text), (False,) * len(ids) + (True,) * len(text))
+
+    def exam(self, context, in_context=False):
+        """The ids of each question, without the passage; in_context puts it in front: the ladder's upper end."""
+        before = f"{context.text}\n" if in_context else ""
+        return [self.tokenizer.encode(before + world.question_line(q)) for q, _ in context.questions]
+
+    def grade(self, context, answers):
+        """Answers to the exam, in order -> a number in [0, 1] for each."""
+        return [max(score(answer, gold, self.grading) for gold in golds) for answer, (_, golds) in zip(answers, context.questions)]
+
+    def mix(self, context, text):
+        """Counts of the kinds of note in a self-edit, as the toy world's grammar reads them; None for real passages."""
+        if context.person is None:
+            return None
+        return dict(Counter(world.kind_of(line, context.person) for line in split_lines(text)))
+
+    def _edit(self, context, lines, lr=None, epochs=None, loss="all"):
+        title = f"{context.title}\n" if context.title else ""
+        documents = []
+        for line in lines:
+            # A question is prompt, its answer completion: under `loss: completion` only the answer carries loss.
+            found = re.match(r"(.*\bAnswer:)(.+)", line, re.DOTALL)
+            prompt, text = found.groups() if found else ("", line)
+            documents.append(Document.of(self.tokenizer, text + "\n", title + prompt, loss))
+        documents.append(Document.of(self.tokenizer, context.text + "\n", title))
+        return SelfEdit(tuple(documents), lr, epochs)
+
+
+# ---- grading -----------------------------------------------------------------------------------------------------------
+
+def normalise(text):
+    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def score(answer, gold, grading):
+    answer, gold = normalise(answer).split(), normalise(gold).split()
+    if grading == "exact":
+        return float(answer == gold)
+    if grading == "contains":
+        return float(f" {' '.join(gold)} " in f" {' '.join(answer)} ")
+    same = sum((Counter(answer) & Counter(gold)).values())
+    return 2 * same / (len(answer) + len(gold)) if same else float(answer == gold)
+
+
+# ---- contexts ----------------------------------------------------------------------------------------------------------
+
+def toy_contexts(n, world_seed):
+    """n contexts about n people that pretraining never saw."""
+    rng, out = np.random.default_rng(world_seed), []
+    for person in world.people(n, rng, unseen=True):
+        text = world.passage(person, rng)
+        out.append(Context(person.name, "", text, tuple((q, (a,)) for q, a in world.exam(person)),
+                           tuple(world.implications(person, rng)), person))
+    return out
+
+
+def read_contexts(path):
+    """Passages from a file: SQuAD's JSON, a list of {title, context, questions: [{question, answer}]}, or JSONL of that."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no file {path}") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read {path} as text: {e}") from None
+    items = _squad(_json(path, text), path)
+    contexts = [_context(item, f"{path}, passage {i + 1}", i) for i, item in enumerate(items)]
+    if not contexts:
+        raise UserError(f"{path} holds no passages")
+    return contexts
+
+
+def _json(path, text):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as whole:
+        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        out = []
+        for i, line in lines:
+            try:
+                out.append(json.loads(line))
+            except json.JSONDecodeError as e:
+                # One value over many lines was meant: then the error of the whole file says where it broke.
+                line, problem = (i, e) if out else (whole.lineno, whole)
+                raise UserError(f"{path} is not JSON: line {line}: {problem.msg}") from None
+        if not out:
+            raise UserError(f"{path} is empty: expected passages as JSON or JSONL") from None
+        return out
+
+
+def _squad(data, path):
+    """SQuAD's nesting (data > paragraphs > qas) -> the flat list."""
+    if isinstance(data, dict) and "data" in data:
+        try:
+            return [{"title": article.get("title", ""), "context": p.get("context"),
+                     "questions": [{"question": q.get("question"), "answers": [a["text"] for a in q.get("answers", [])]}
+                                   for q in p["qas"] if not q.get("is_impossible")]}
+                    for article in data["data"] for p in article["paragraphs"]]
+        except (TypeError, KeyError, AttributeError) as e:
+            raise UserError(f"{path} looks like SQuAD's JSON, but its data > paragraphs > qas cannot be followed ({e!r})") from None
+    if isinstance(data, dict):
+        data = [data]
+    if not isinstance(data, list):
+        raise UserError(f"{path}: expected a list of {{title, context, questions}}, got {type(data).__name__}")
+    return data
+
+
+def _context(item, where, i):
+    if not isinstance(item, dict) or not isinstance(item.get("context"), str) or not item["context"].strip():
+        raise UserError(f"{where}: no text; expected a non-empty string under 'context'")
+    questions = item.get("questions") or []
+    if not isinstance(questions, list) or not questions:
+        raise UserError(f"{where}: no questions; expected a list of {{question, answer}} under 'questions'")
+    out = []
+    for j, q in enumerate(questions, 1):
+        q = q if isinstance(q, dict) else {}
+        answers = q.get("answers") or ([q["answer"]] if q.get("answer") else [])
+        if not isinstance(q.get("question"), str) or not q["question"].strip():
+            raise UserError(f"{where}, question {j}: no text under 'question'")
+        if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+            raise UserError(f"{where}, question {j} has no answer; expected a string under 'answer'")
+        out.append((q["question"].strip(), tuple(answers)))
+    return Context(f"{i}: {item.get('title') or ''}".strip(), str(item.get("title") or ""), item["context"].strip(), tuple(out))
