@@ -3,3 +3,10 @@
 
 class UserError(ValueError):
     """Something handed to minseal is wrong: the message says what was expected, what came, and what to do."""
+
+
+def at_least(settings, **bounds):
+    """Refuse settings whose fields are below these bounds."""
+    for name, low in bounds.items():
+        if not getattr(settings, name) >= low:  # NaN is refused, too
+            raise UserError(f"{type(settings).__name__}.{name} is {getattr(settings, name)}; expected at least {low}")

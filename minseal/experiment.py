@@ -1,20 +1,15 @@
 """The ladder and its controls: which arms, in which order, and what they add up to."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
-from . import evidence
-from .errors import UserError
+from .errors import UserError, at_least
 from .inner import InnerConfig
-from .outer import OuterConfig, exam_score, mix_seed, rest_em, try_out
+from .outer import OuterConfig, exam_score, mix_seed, parts, rest_em, try_out
 from .sample import sample
 from .tasks.knowledge import GRADES, PROMPTS, Knowledge, read_contexts, toy_contexts
 from .weights import load
-
-TINY = Path(__file__).parent.parent / "tiny_data" / "knowledge"
-
 
 @dataclass(frozen=True)
 class KnowledgeConfig:
@@ -23,19 +18,30 @@ class KnowledgeConfig:
     world_seed: int = 0           # which people the toy world holds
     data: str = ""                # passages to use instead of the toy world: SQuAD's JSON, a list of {title, context, questions}, or JSONL
     eval_data: str = ""           # held-out passages from a file of their own; otherwise they are split off
-    eval_contexts: int = 96       # held-out contexts on which every arm is measured
+    eval_contexts: int = 0        # held-out contexts on which every arm is measured; 0: 96, or a third of --data
     reliability_contexts: int = 16  # contexts of round 1 whose inner loops are run twice more, to see how noisy the reward is
     grade: str = "exact"          # exact | contains | f1: how an answer is graded (after SQuAD's normalisation)
     prompt: str = "notes"         # how the policy is asked: notes | implications | implications-long | implications-very-long | rewrite | self-qa | none
-    model: str = str(TINY)        # folder of the checkpoint
+    model: str = "tiny_data/knowledge"  # folder of the checkpoint
+    device: str = "auto"          # auto | cpu | cuda: auto takes a GPU if there is one
     control: bool = True          # run the control: same M-step, winners drawn at random
     inner: InnerConfig = field(default_factory=InnerConfig)
-    outer: OuterConfig = field(default_factory=OuterConfig)
+    outer: OuterConfig = field(default_factory=lambda: OuterConfig(contexts=0))  # contexts 0: 64, or as many as --data leaves
 
     def __post_init__(self):
+        at_least(self, seed=0, world_seed=0, eval_contexts=0, reliability_contexts=0)
         for name, allowed in (("grade", GRADES), ("prompt", tuple(PROMPTS))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"--{name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+
+
+def settle(config):
+    """Put numbers for the zeros: 64 contexts a round and 96 to evaluate on, or what --data has of them."""
+    n = len(read_contexts(config.data)) if config.data else 0
+    apart = len(read_contexts(config.eval_data)) if config.eval_data else n // 3 if config.data else 64
+    held_out = config.eval_contexts or max(1, min(96, apart))
+    left = n - (0 if config.eval_data else held_out) if config.data else 64
+    return replace(config, eval_contexts=held_out, outer=replace(config.outer, contexts=config.outer.contexts or max(1, min(64, left))))
 
 
 def contexts_of(config, task, block_size):
@@ -51,7 +57,7 @@ def contexts_of(config, task, block_size):
     train = pool if config.eval_data else pool[held_out:]
     if len(own) < held_out or len(train) < needed:
         raise UserError(f"{len(own) + len(train)} contexts there, but {needed} to train on and {held_out} to evaluate on were asked for: "
-                        f"lower --outer.contexts or --eval-contexts")
+                        f"lower --contexts or --eval-contexts")
     both = {c.text for c in train} & {c.text for c in own}
     if both:
         raise UserError(f"{len(both)} passages are in the training and in the eval data, the first: {min(both)[:60]!r}")
@@ -62,13 +68,25 @@ def contexts_of(config, task, block_size):
     return train, own
 
 
+def steps_of(config):
+    """How many steps a run has, for the progress bar."""
+    def loop(outer):
+        return outer.rounds * (len(parts(range(outer.contexts), outer)) + (outer.select == "positive") + 2)
+    return 9 + loop(config.outer) + (loop(control_of(config.outer)) if config.control else 0)
+
+
+def control_of(outer):
+    """The control's settings. One self-edit drawn at random from several is one self-edit: it samples no more."""
+    return replace(outer, select="random", samples=1)
+
+
 def run_knowledge(config, run, say=print):
-    """Walk the ladder. Every step goes through `run` (runs.py), so a killed run goes on where it was. Returns the results."""
-    policy, tokenizer = load(config.model)
+    """Walk the ladder. Every step goes through `run` (runs.py), so a killed run goes on where it was; `run` holds the results."""
+    policy, tokenizer = load(config.model, config.device)
     task = Knowledge(tokenizer, config.prompt, config.grade)
     train, held_out = contexts_of(config, task, policy.config.block_size)
     say(f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters, {len(train)} contexts to train on, {len(held_out)} held out")
-    outer, inner, seed, arms = config.outer, config.inner, config.seed, {}
+    outer, inner, seed = config.outer, config.inner, config.seed
     original = {k: v.clone() for k, v in policy.state_dict().items()}
 
     def write(contexts, n, seed):
@@ -76,9 +94,6 @@ def run_knowledge(config, run, say=print):
 
     def examine(contexts, edits, seed=seed):
         return try_out(policy, tokenizer, task, list(zip(contexts, edits)), inner, outer.at_once, seed=seed)
-
-    def arm(name, compute):
-        arms[name] = run.remember(name, compute)
 
     def own_notes():
         return examine(held_out, [text for (text,) in write(held_out, 1, mix_seed(seed, 99))])
@@ -92,24 +107,23 @@ def run_knowledge(config, run, say=print):
 
     def outer_loop(name, settings):
         return rest_em(policy, tokenizer, task, train, settings, inner, seed=seed, keep=lambda step, compute: run.keep(f"{name} {step}", compute),
-                       remember=lambda step, compute: run.remember(f"{name} {step}", compute), on_round=lambda r, record: arm(f"{name} {r}", own_notes))
+                       remember=lambda step, compute: run.remember(f"{name} {step}", compute), on_round=lambda r, record: run.remember(f"{name} {r}", own_notes))
 
-    arm("no adaptation", lambda: without_training(False))
-    arm("passage only", lambda: examine(held_out, [task.passage_only(c) for c in held_out]))
-    arm("own notes", own_notes)
-    before = run.remember("three self-edits before", three_of_one)
+    run.remember("no adaptation", lambda: without_training(False))
+    run.remember("passage only", lambda: examine(held_out, [task.passage_only(c) for c in held_out]))
+    run.remember("own notes", own_notes)
+    run.remember("three self-edits before", three_of_one)
     history = outer_loop("round", outer)
-    after = run.remember("three self-edits after", three_of_one)
+    run.remember("three self-edits after", three_of_one)
 
     policy.load_state_dict(original)
     # The reward of the same self-edits under other first weights of the adapters: how much of it is luck?
     some = {c.id: c for c in train[:config.reliability_contexts]}
     trials = [t for t in history[0]["trials"] if t["context"] in some] if history else []
-    again = [run.remember(f"reliability, run {i}", lambda: examine([some[t["context"]] for t in trials], [t["text"] for t in trials], seed + i)) for i in (1, 2)]
+    for i in (1, 2):
+        run.remember(f"reliability, run {i}", lambda: examine([some[t["context"]] for t in trials], [t["text"] for t in trials], seed + i))
     if config.control:
-        # One self-edit drawn at random from several is one self-edit: the control samples no more.
-        outer_loop("control", replace(outer, select="random", samples=1))
+        outer_loop("control", control_of(outer))
         policy.load_state_dict(original)
-    arm("oracle notes", lambda: examine(held_out, [task.oracle(c) for c in held_out]))
-    arm("passage in context", lambda: without_training(True))
-    return {k: np.mean([t["reward"] for t in v]) for k, v in arms.items()}
+    run.remember("oracle notes", lambda: examine(held_out, [task.oracle(c) for c in held_out]))
+    run.remember("passage in context", lambda: without_training(True))

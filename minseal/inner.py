@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .errors import at_least
 from .lora import LoRAConfig, attach
 
 
@@ -23,6 +24,9 @@ class InnerConfig:
     # Paper: every line is padded to 2048 tokens, q and v get LoRA. Here: documents are packed, attention stays inside
     # each, and every linear layer gets LoRA, because padding was 98 % of the work and the MLP learns facts best.
 
+    def __post_init__(self):
+        at_least(self, lr=0, epochs=1, batch=0, rank=1, row_tokens=1)
+
 
 def adapt(model, edits, config=InnerConfig(), seed=0):
     """Train one adapter on each of K SelfEdits, all at once; returns the Adapters, attached to the model.
@@ -36,29 +40,29 @@ def adapt(model, edits, config=InnerConfig(), seed=0):
     plans = [plan(edit, config, seed) for edit in edits]
     lr = [edit.lr if edit.lr is not None else config.lr for edit in edits]
     adapters = attach(model, len(edits), LoRAConfig(config.rank, config.alpha), seed)
-    params, adam, ready = adapters.parameters(), Adam(adapters.parameters()), [p.detach().clone() for p in adapters.parameters()]
+    adam, ready = Adam(adapters.parameters()), [p.detach().clone() for p in adapters.parameters()]
     adapters.failed, adapters.losses = {}, [[] for _ in edits]
     active = list(range(len(edits)))
     for step in range(max(len(p) for p in plans)):
         leaving = [i for i, k in enumerate(active) if step == len(plans[k]) or k in adapters.failed]
-        active = leave(leaving, active, params, adam, ready)
+        active = leave(leaving, active, adapters, adam, ready)
         if not active:
             break
         loss = losses(model, [plans[k][step] for k in active])                              # (K,), K still active
-        gradients = torch.autograd.grad(loss.sum(), params)
+        gradients = torch.autograd.grad(loss.sum(), adapters.parameters())
         for k, value in zip(active, loss.tolist()):
             adapters.losses[k].append(value)
             if not np.isfinite(value):
                 adapters.failed[k] = f"loss became {value} at step {step + 1}"
         left = [1 - step / len(plans[k]) if config.decay == "linear" else 1.0 for k in active]
-        adam.step(params, gradients, torch.tensor([lr[k] * x for k, x in zip(active, left)]))
-    leave(range(len(active)), active, params, adam, ready)
+        adam.step(adapters.parameters(), gradients, torch.tensor([lr[k] * x for k, x in zip(active, left)]))
+    leave(range(len(active)), active, adapters, adam, ready)
     for k in range(len(edits)):
         if not all(p[k].isfinite().all() for p in ready):
             adapters.failed.setdefault(k, "weights became infinite in the last step")
-    for p, final in zip(params, ready):
-        final[list(adapters.failed)] = 0
-        p.data = final
+    for p in ready:
+        p[list(adapters.failed)] = 0
+    adapters.replace(ready)
     return adapters
 
 
@@ -84,24 +88,26 @@ class Adam:
     def step(self, params, gradients, lr):
         """params and gradients: lists of (K, ., .); lr: (K,)."""
         self.steps += 1
-        (b1, b2), lr = self.betas, lr.to(params[0])[:, None, None]                          # lr (K, 1, 1)
-        correct1, correct2 = 1 - b1 ** self.steps, 1 - b2 ** self.steps
+        (b1, b2), scale = self.betas, (1 - self.betas[1] ** self.steps) ** 0.5
+        rate = (-lr * scale / (1 - b1 ** self.steps)).to(params[0])[:, None, None]          # (K, 1, 1), bias corrections folded in
         for p, g, m, v in zip(params, gradients, self.m, self.v):
             m.lerp_(g, 1 - b1)
             v.mul_(b2).addcmul_(g, g, value=1 - b2)
-            p.sub_(lr / correct1 * m / ((v / correct2).sqrt_().add_(self.eps)))
+            p.addcmul_(m / v.sqrt().add_(self.eps * scale), rate)
 
 
 @torch.no_grad()
-def leave(leaving, active, params, adam, ready):
+def leave(leaving, active, adapters, adam, ready):
     """Store the adapters at positions `leaving` of the batch in `ready` and close the gap; returns who is still active."""
     leaving = list(leaving)
     if not leaving:
         return active
     gone, stay = [active[i] for i in leaving], [i for i in range(len(active)) if i not in set(leaving)]
-    for i, p in enumerate(params):
-        ready[i][gone] = p.data[leaving]
-        p.data, adam.m[i], adam.v[i] = p.data[stay], adam.m[i][stay], adam.v[i][stay]       # each (fewer K, ., .)
+    for final, p in zip(ready, adapters.parameters()):
+        final[gone] = p[leaving]
+    if stay:
+        adapters.replace([p[stay] for p in adapters.parameters()])                          # each (fewer K, ., .)
+        adam.m, adam.v = [m[stay] for m in adam.m], [v[stay] for v in adam.v]               # likewise
     return [active[i] for i in stay]
 
 

@@ -64,13 +64,13 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         """x (K b, T, in) -> (K b, T, out); rows k b ... (k+1) b - 1 go through adapter k."""
-        y = self.base(x)                                                                    # (K b, T, out)
         if not self.on:
-            return y
-        K = self.A.shape[0]
+            return self.base(x)
         A, B = self.A.to(x.dtype), self.B.to(x.dtype)
-        low = torch.bmm(x.reshape(K, -1, x.shape[-1]), A.transpose(1, 2))                   # (K, b T, R)
-        return torch.baddbmm(y.view(K, -1, y.shape[-1]), low, B.transpose(1, 2), alpha=self.scale).view_as(y)  # (K b, T, out)
+        groups = x.reshape(len(A), -1, x.shape[-1])                                         # (K, b T, in)
+        low = torch.bmm(groups, A.transpose(1, 2))                                          # (K, b T, R)
+        y = self.base(groups).baddbmm_(low, B.transpose(1, 2), alpha=self.scale)            # (K, b T, out), in place: one pass less
+        return y.view(*x.shape[:-1], -1)                                                    # (K b, T, out)
 
     def delta(self, k):
         """The update of adapter k as a matrix, (out, in)."""
@@ -103,8 +103,13 @@ class Adapters:
         for name, old in mine.items():
             if old.shape[1:] != state[name].shape[1:]:
                 raise ValueError(f"adapter for another model: {name} has shape {tuple(state[name].shape)}, here {tuple(old.shape)}")
-        for path, layer in self.layers.items():
-            layer.A.data, layer.B.data = state[f"{path}.A"].to(layer.A), state[f"{path}.B"].to(layer.B)
+        self.replace([state[name] for name in mine])
+
+    def replace(self, tensors):
+        """New values for parameters(), in their order; K may change. New Parameters, since autograd remembers old shapes."""
+        tensors = iter(tensors)
+        for layer in self.layers.values():
+            layer.A, layer.B = nn.Parameter(next(tensors).to(layer.A)), nn.Parameter(next(tensors).to(layer.B))
         self.model.n_adapters = len(self)
 
     @torch.no_grad()

@@ -203,7 +203,7 @@ def rope_table(config):
 def rotate(x, cos, sin):
     """Turn each pair (x[i], x[i + D/2]) of x (B, H, T, D) by its position's angle."""
     a, b = x.chunk(2, dim=-1)                                                               # each (B, H, T, D/2)
-    return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)               # (B, H, T, D)
+    return torch.addcmul(x * cos.to(x.dtype), torch.cat([-b, a], dim=-1), sin.to(x.dtype))  # (B, H, T, D)
 
 
 # ---- key-value cache -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .errors import at_least
 from .inner import InnerConfig, adapt
 from .lora import LoRAConfig, attach
 from .sample import sample
@@ -15,14 +16,17 @@ from .selfedit import InvalidSelfEdit, SelfEdit
 class OuterConfig:
     """ReST-EM: sample self-edits, train and examine one adapter on each, learn from the best."""
     rounds: int = 3               # E-step and M-step, so often (paper: 2)
-    contexts: int = 64            # contexts in a round; each round takes the next ones (paper: 50)
+    contexts: int = 64            # contexts in a round, each round takes the next ones; 0: all there are (paper: 50)
     samples: int = 8              # self-edits of each context (paper: 5)
     temperature: float = 1.0      # of sampling self-edits (paper: 1)
     top_p: float = 1.0            # sample among the likeliest tokens with this much probability (paper: 0.95)
     select: str = "best"          # best | positive | random: which self-edits of a context the policy learns from
-    at_once: int = 32             # adapters trained side by side; more need more memory
+    at_once: int = 16             # adapters trained side by side; more need more memory
     # Paper: 2 epochs, learning rate 3e-4, batch 10, rank 64. Here: more steps, because the tiny model is small and new to it.
     m_step: InnerConfig = field(default_factory=lambda: InnerConfig(lr=1e-3, epochs=4, batch=8, rank=32, alpha=64.0))
+
+    def __post_init__(self):
+        at_least(self, rounds=0, contexts=0, samples=1, temperature=0, top_p=0, at_once=1)
 
 
 def forgetful(step, compute):
@@ -41,36 +45,46 @@ def rest_em(policy, tokenizer, task, contexts, config=OuterConfig(), inner=Inner
     """
     history = []
     for r in range(1, config.rounds + 1):
-        batch = [contexts[i % len(contexts)] for i in range((r - 1) * config.contexts, r * config.contexts)]
+        n = config.contexts or len(contexts)
+        batch = [contexts[i % len(contexts)] for i in range((r - 1) * n, r * n)]
         trials = e_step(policy, tokenizer, task, batch, config, inner, student or policy, reward or exam_score,
-                        mix_seed(seed, r), lambda step, compute: remember(f"round {r} {step}", compute))
-        winners = select(trials, config.select, np.random.default_rng(mix_seed(seed, r, 1)))
-        m_step(policy, task, batch, winners, config, mix_seed(seed, r, 2), lambda compute: keep(f"round {r}", compute))
+                        seed, r, lambda step, compute: remember(f"{r} {step}", compute))
+        winners = select(trials, config.select, np.random.default_rng(mix_seed(seed, r)))
+        m_step(policy, task, batch, winners, config, mix_seed(seed, r), lambda compute: keep(f"{r} M-step", compute))
         history.append({"trials": trials, "winners": winners})
         if on_round:
             on_round(r, history[-1])
     return history
 
 
-def e_step(policy, tokenizer, task, contexts, config, inner, student, reward, seed, remember=forgetful):
-    """Sample self-edits of each context, adapt, examine: a list of trials (see try_out), context by context."""
-    trials, size = [], max(1, 4 * config.at_once // config.samples)
-    for i in range(0, len(contexts), size):
-        part = contexts[i:i + size]
+def e_step(policy, tokenizer, task, contexts, config, inner, student, reward, seed=0, r=1, remember=forgetful):
+    """Sample self-edits of each context, adapt, examine: a list of trials (see try_out), context by context.
+
+    All adapters start from the weights that `seed` gives, so that luck does not choose among self-edits; texts differ
+    from round `r` to round.
+    """
+    trials = []
+    for i, part in parts(contexts, config):
 
         def explore():
             texts = sample(policy, tokenizer, [task.prompt(c) for c in part], config.samples, task.edit_tokens,
-                           config.temperature, config.top_p, seed=mix_seed(seed, i))
+                           config.temperature, config.top_p, seed=mix_seed(seed, r, i))
             pairs = [(c, text) for c, written in zip(part, texts) for text in written]
-            return try_out(student, tokenizer, task, pairs, inner, config.at_once, reward)
+            return try_out(student, tokenizer, task, pairs, inner, config.at_once, reward, seed)
 
         trials += remember(f"contexts {i + 1}-{i + len(part)}", explore)
     if config.select == "positive":  # needs to know what the passage alone gives
         baseline = remember("passage only", lambda: try_out(
-            student, tokenizer, task, [(c, task.passage_only(c)) for c in contexts], inner, config.at_once, reward))
+            student, tokenizer, task, [(c, task.passage_only(c)) for c in contexts], inner, config.at_once, reward, seed))
         for trial, base in zip(trials, [b for b in baseline for _ in range(config.samples)]):
             trial["passage only"] = base["reward"]
     return trials
+
+
+def parts(contexts, config):
+    """The E-step in parts of a few batches each: what a kill can lose is one part. Yields (index of the first, contexts)."""
+    size = max(1, 4 * config.at_once // config.samples)
+    return [(i, contexts[i:i + size]) for i in range(0, len(contexts), size)]
 
 
 def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0):

@@ -33,7 +33,7 @@ def pretrain_knowledge(config, say=print):
     """Train tokenizer and model, measure, and write the checkpoint to config.out; returns what it measured."""
     start, rng = time.time(), np.random.default_rng(config.seed)
     tokenizer = Tokenizer(train_ranks("\n".join(world.document(rng) for _ in range(3000)), 511))
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=2048)).init_weights(torch.Generator().manual_seed(config.seed))
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=2048, n_embd=96, n_head=3, n_kv_head=3, mlp_dim=256)).init_weights(torch.Generator().manual_seed(config.seed))
     say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {tokenizer.vocab_size} tokens in the vocabulary")
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.1)
     steps = math.ceil(config.tokens / (config.batch * config.row_tokens))

@@ -67,7 +67,7 @@ def training(run):
     out = []
     for name in ("round", "control"):
         for r in range(1, run.config["outer"]["rounds"] + 1):
-            trials = [t for step, d in run.done.items() if step.startswith(f"{name} {r} contexts") or step.startswith(f"{name} round {r} contexts") for t in d["trials"]]
+            trials = [t for step, d in run.done.items() if step.startswith(f"{name} {r} contexts") for t in d["trials"]]
             if trials:
                 out.append({"loop": name, "round": r, "reward": float(np.mean([t["reward"] for t in trials])), "self_edits": len(trials),
                             "invalid": sum("invalid" in t for t in trials)})
@@ -77,10 +77,10 @@ def training(run):
 def repeated_scores(run):
     """(contexts, self-edits, runs) rewards of the same self-edits under several seeds, or None if they were not measured."""
     again = [d["trials"] for step, d in run.done.items() if step.startswith("reliability")]
-    if len(again) < 2 or not again[0]:
+    k = run.config["outer"]["samples"]
+    if len(again) < 2 or not again[0] or k < 2:
         return None
     first = [t for step, d in run.done.items() if step.startswith("round 1 contexts") for t in d["trials"]][:len(again[0])]
-    k = run.config["outer"]["samples"]
     return np.array([[t["reward"] for t in trials] for trials in (first, *again)]).T.reshape(-1, k, 1 + len(again))
 
 
@@ -171,7 +171,7 @@ def plots(run, results):
             axes.plot(a["ci95"], [y, y], color="black", linewidth=1.2)
         axes.set_yticks(range(len(arms)), [a["arm"] for a in arms])
         axes.invert_yaxis()
-        axes.set(xlim=(0, 1), xlabel=f"exam score on {arms[0]['n']} held-out contexts, 95 % interval")
+        axes.set(xlim=(0, 1.02), xlabel=f"exam score on {arms[0]['n']} held-out contexts, 95 % interval")
 
     def draw_rounds(axes):
         for name, colour in (("round", "tab:red"), ("control", "tab:gray")):

@@ -19,30 +19,45 @@ class Run:
     """A run is a sequence of named steps. A step's outcome is kept, so a killed run goes on after its last whole step."""
 
     def __init__(self, folder, config=None, on_step=None):
-        """Open or create `folder`. config (a dict) must equal the one in it, if there is one; None: only read."""
-        self.folder, self.on_step, self.done = Path(folder), on_step, {}
+        """Open `folder`, or plan it: it is made when the first step begins, so a run that cannot begin leaves nothing.
+
+        config (a dict) must equal the one that lies there, if there is one; None: only read what is there.
+        """
+        self.folder, self.on_step, self.done, self.writes = Path(folder), on_step, {}, config is not None
+        self.config = json.loads(json.dumps(config))  # as it will look in the file
         path = self.folder / "config.json"
-        if config is None and not path.is_file():
-            raise UserError(f"no run in {folder}: expected the folder that `minseal run ... --out {folder}` makes")
         try:
-            if config is not None and not path.exists():
-                if self.folder.exists() and any(self.folder.iterdir()):
-                    raise UserError(f"{folder} is not empty and holds no run: choose another --out")
-                (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-                self.write("config.json", json.dumps(config, indent=1))
-            self.config = json.loads(path.read_text())
-            different = [k for k in {**self.config, **(config or {})} if config and self.config.get(k) != _plain(config.get(k))]
-            if different:
-                told = ", ".join(f"{k} is {self.config.get(k)!r} there, {config.get(k)!r} here" for k in different)
-                raise UserError(f"{folder} holds a run with another configuration ({told}): choose another --out, or the same options")
-            self._read_events(config is not None)
+            if path.is_file():
+                self._same(json.loads(path.read_text()))
+                self._read_events()
+            elif config is None:
+                raise UserError(f"no run in {folder}: expected the folder that `minseal run ... --out {folder}` makes")
+            elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+                raise UserError(f"{folder} is there already and holds no run: choose another --out")
         except OSError as e:
             raise UserError(f"cannot use {folder} as a run folder: {e}") from None
         except json.JSONDecodeError as e:
             raise UserError(f"{path} is damaged ({e}): choose another --out") from None
 
+    def _same(self, there):
+        if self.config is None:
+            self.config = there
+        different = [(k, there.get(k), self.config.get(k)) for k in {**there, **self.config} if there.get(k) != self.config.get(k)]
+        if different:
+            told = ", ".join(f"{k} is {a!r} there, {b!r} here" for k, a, b in _leaves(different))
+            raise UserError(f"{self.folder} holds a run with another configuration ({told}): choose another --out, or the same options")
+
+    def _begin(self):
+        if not (self.folder / "config.json").exists():
+            try:
+                (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise UserError(f"cannot make the run folder {self.folder}: {e}") from None
+            self.write("config.json", json.dumps(self.config, indent=1))
+
     def remember(self, step, compute):
         """The trials of a step: from the log if the step was done before, else computed and logged."""
+        self._begin()
         if step not in self.done:
             start = time.time()
             trials = compute()
@@ -54,6 +69,7 @@ class Run:
 
     def keep(self, step, compute):
         """The tensors of a step: from checkpoints/ if it was done before, else computed and saved."""
+        self._begin()
         path = self.folder / "checkpoints" / f"{step.replace(' ', '-')}.pt"
         if not (path.exists() and step in self.done):
             start = time.time()
@@ -88,27 +104,30 @@ class Run:
         except OSError as e:
             raise UserError(f"cannot write {path}: {e}; the same command goes on from the last step when it can") from None
 
-    def _read_events(self, repair):
+    def _read_events(self):
         """Fill self.done. What a kill left behind (half a line, trials of an unfinished step) is dropped from the file."""
-        path, open_step, good, lines = self.folder / "events.jsonl", [], [], []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            lines.append(line)
+        path, pending, good = self.folder / "events.jsonl", [], []
+        text = path.read_text() if path.exists() else ""
+        for line in text.splitlines():
             try:
                 event = json.loads(line)
             except json.JSONDecodeError:
-                open_step = []
                 continue
-            if "done" in event:
-                trials = [{k: v for k, v in t.items() if k != "step"} for t, _ in open_step if t["step"] == event["done"]]
-                self.done[event["done"]] = {"trials": trials, "seconds": event["seconds"]}
-                good += [text for t, text in open_step if t["step"] == event["done"]] + [line]
-                open_step = []
-            else:
-                open_step.append((event, line))
-        if repair and good != lines:
-            self.write("events.jsonl", "".join(line + "\n" for line in good))
+            if "done" not in event:
+                pending.append((event, line))
+                continue
+            whole = [(t, row) for t, row in pending if t["step"] == event["done"]]
+            self.done[event["done"]] = {"trials": [{k: v for k, v in t.items() if k != "step"} for t, _ in whole], "seconds": event["seconds"]}
+            good += [row for _, row in whole] + [line]
+            pending = []
+        if self.writes and text != (whole_text := "".join(row + "\n" for row in good)):
+            self.write("events.jsonl", whole_text)
 
 
-def _plain(value):
-    """As it looks after a round trip through JSON."""
-    return json.loads(json.dumps(value))
+def _leaves(different):
+    """(field, there, here) with the fields of a settings group told one by one: outer.rounds rather than outer."""
+    for name, there, here in different:
+        if isinstance(there, dict) and isinstance(here, dict):
+            yield from _leaves((f"{name}.{k}", there.get(k), here.get(k)) for k in {**there, **here} if there.get(k) != here.get(k))
+        else:
+            yield name, there, here

@@ -13,9 +13,10 @@ from .model import GPT, GPTConfig
 from .tokenizer import Tokenizer
 
 
-def load(path, device="cpu"):
-    """A checkpoint folder -> (model, tokenizer)."""
-    path = Path(path)
+def load(path, device="auto"):
+    """A checkpoint folder -> (model, tokenizer). A relative path is looked up here, then in minseal's own clone."""
+    path = Path(path) if Path(path).exists() else Path(__file__).parent.parent / path
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if not (path / "config.json").is_file():
         raise UserError(f"no checkpoint at {path}: expected a folder with config.json, weights.pt and ranks.tiktoken")
     try:

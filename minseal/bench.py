@@ -1,0 +1,163 @@
+"""minseal against its peers: ratios of things run in turn in one process, on the same documents and weights."""
+
+import json
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .errors import UserError
+from .inner import InnerConfig, adapt
+from .tasks import world
+from .tasks.knowledge import Knowledge, toy_contexts
+from .weights import load
+
+# Our name of a linear layer -> its name in transformers' Llama.
+LLAMA = {"attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj", "attn.o": "self_attn.o_proj",
+         "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj", "norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """The inner loop: K adapters at once on packed rows, against transformers + peft on the same model and self-edits."""
+    model: str = "tiny_data/knowledge"  # folder of the checkpoint
+    edits: int = 64               # self-edits for minseal; peft gets the first eighth of them, in milliseconds each
+    epochs: int = 8               # passes over each self-edit
+    repeats: int = 5              # rounds through all contestants; medians are printed
+    seed: int = 0                 # of the self-edits
+    json: str = ""                # write the numbers to this file, too
+
+
+def bench_inner(config, say=print):
+    """Print milliseconds per self-edit, ratios, and the share of the measured matmul rate; returns them as a dict."""
+    try:
+        import peft  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as e:
+        raise UserError(f"the bench needs {e.name}: pip install 'minseal[test]'") from None
+    model, tokenizer = load(config.model)
+    edits = self_edits(config, Knowledge(tokenizer))
+    few = edits[:max(1, config.edits // 8)]
+    tokens = np.mean([sum(len(d.ids) for d in e.documents) for e in edits])
+    say(f"{len(edits)} self-edits of {np.mean([len(e.documents) for e in edits]):.1f} documents and {tokens:.0f} tokens, {config.epochs} epochs, "
+        f"{torch.get_num_threads()} threads, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    peer = Peer(model)
+    ordered = sorted(edits, key=lambda e: sum(len(d.ids) for d in e.documents))  # as the outer loop does
+    contestants = {"peft, batch size 1": (few, lambda: [peer.adapt(e, config.epochs, 1) for e in few]),
+                   "peft, padded batch": (few, lambda: [peer.adapt(e, config.epochs, 0) for e in few])}
+    for K in (1, 8, 32, 64):
+        some = ordered if K > 1 else ordered[::8]
+        contestants[f"minseal, K = {K}"] = (some, lambda some=some, K=K: ours(model, some, K, InnerConfig(epochs=config.epochs)))
+    contestants["minseal, K = 32, one document a step"] = (ordered, lambda: ours(model, ordered, 32, InnerConfig(epochs=config.epochs, batch=1)))
+
+    times, rates = {name: [] for name in contestants}, []
+    for _, run in contestants.values():  # once for nothing: caches, thread pools
+        run()
+    for _ in tqdm(range(config.repeats), unit="round", disable=None):
+        rates.append(matmul_rate())
+        for name, (some, run) in contestants.items():
+            start = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - start) / len(some) * 1e3)
+    flop = flop_per_token(model, InnerConfig().rank) * tokens * config.epochs
+    rows = {}
+    for name, ms in times.items():
+        over = [np.median(np.array(times[peft]) / np.array(ms)) for peft in list(times)[:2]]
+        share = np.median(flop / (np.array(ms) / 1e3) / np.array(rates))
+        rows[name] = {"ms": float(np.median(ms)), "over batch size 1": float(over[0]), "over padded batch": float(over[1]), "share of matmul rate": float(share)}
+    same = same_losses(model, peer, few[0], config.epochs)
+
+    say(f"\n{'':38}{'ms per self-edit':>18}{'x batch size 1':>16}{'x padded batch':>16}{'of matmul rate':>16}")
+    for name, r in rows.items():
+        say(f"{name:38}{r['ms']:18.1f}{r['over batch size 1']:16.1f}{r['over padded batch']:16.1f}{r['share of matmul rate']:16.0%}")
+    say(f"\nmatmul rate, float32: {np.median(rates) / 1e9:.0f} GFLOP/s; one self-edit is {flop / 1e9:.1f} GFLOP here (linear layers and head, forward and backward).")
+    say(f"Both train alike: their losses differ by at most {same:.0e} over all steps of one self-edit.")
+    results = {"rows": rows, "matmul_gflops": float(np.median(rates) / 1e9), "gflop_per_self_edit": float(flop / 1e9), "loss_difference": same}
+    if config.json:
+        try:
+            with open(config.json, "w") as f:
+                json.dump(results, f, indent=1)
+        except OSError as e:
+            raise UserError(f"cannot write {config.json}: {e}") from None
+    return results
+
+
+def self_edits(config, task):
+    """Self-edits as the untrained policy writes them: a passage and 3 to 8 notes."""
+    rng = np.random.default_rng(config.seed)
+    return [task.parse(c, "\n".join(world.random_notes(c.person, rng))) for c in toy_contexts(config.edits, config.seed)]
+
+
+def ours(model, edits, K, inner):
+    for i in range(0, len(edits), K):
+        adapt(model, edits[i:i + K], inner).remove()
+
+
+class Peer:
+    """The same model as transformers' Llama, with an adapter of peft and torch's AdamW, one self-edit after another."""
+
+    def __init__(self, model):
+        from transformers import LlamaConfig, LlamaForCausalLM
+        c = model.config
+        self.llama = LlamaForCausalLM(LlamaConfig(
+            vocab_size=c.vocab_size, hidden_size=c.n_embd, intermediate_size=c.mlp_dim, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
+            num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, rms_norm_eps=c.norm_eps, rope_theta=c.rope_theta, tie_word_embeddings=c.tied,
+            max_position_embeddings=c.block_size))
+        state = {"model.embed_tokens.weight": model.wte.weight, "model.norm.weight": model.norm.weight, "lm_head.weight": model.head.weight}
+        for i, block in enumerate(model.blocks):
+            for ours, theirs in LLAMA.items():
+                state[f"model.layers.{i}.{theirs}.weight"] = block.get_submodule(ours).weight
+        self.llama.load_state_dict(state)
+
+    def adapt(self, edit, epochs, batch, start=None):
+        """Train one adapter (batch 0: all documents, padded, in one step); returns the losses. start: its first weights."""
+        from peft import LoraConfig, get_peft_model
+        inner = InnerConfig()
+        model = get_peft_model(self.llama, LoraConfig(r=inner.rank, lora_alpha=inner.alpha, target_modules=[n.split(".")[1] for n in LLAMA.values() if "proj" in n]))
+        if start is not None:
+            for ours, theirs in LLAMA.items():
+                for i in range(len(self.llama.model.layers)) if "proj" in theirs else ():
+                    self.llama.get_submodule(f"model.layers.{i}.{theirs}").lora_A["default"].weight.data.copy_(start[f"blocks.{i}.{ours}.A"][0])
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=inner.lr, weight_decay=0)
+        documents, losses = [torch.tensor(d.ids) for d in edit.documents], []
+        size = batch or len(documents)
+        for _ in range(epochs):
+            for i in range(0, len(documents), size):
+                ids = torch.nn.utils.rnn.pad_sequence(documents[i:i + size], batch_first=True)                  # (B, T)
+                real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(d) for d in documents[i:i + size]], batch_first=True)
+                loss = model(input_ids=ids, attention_mask=real, labels=ids.masked_fill(real == 0, -100)).loss
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        model.unload()
+        return losses
+
+
+def same_losses(model, peer, edit, epochs):
+    """Largest difference between the losses of minseal and of peft, from the same first weights on one self-edit."""
+    from .lora import LoRAConfig, attach
+    adapters = attach(model, 1, LoRAConfig(InnerConfig().rank, InnerConfig().alpha), seed=0)
+    start = adapters.state()
+    adapters.remove()
+    adapters = adapt(model, [edit], InnerConfig(epochs=epochs), seed=0)
+    adapters.remove()
+    return float(np.abs(np.array(adapters.losses[0]) - np.array(peer.adapt(edit, epochs, 0, start))).max())
+
+
+def matmul_rate(n=1536, times=6):
+    """Measured float32 matmul rate in FLOP/s."""
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    start = time.perf_counter()
+    for _ in range(times):
+        a @ b
+    return 2 * n ** 3 * times / (time.perf_counter() - start)
+
+
+def flop_per_token(model, rank):
+    """Forward and backward of one token: 4 FLOP a frozen weight (its own gradient is not needed), 6 an adapter weight."""
+    linears = [m for m in model.blocks.modules() if isinstance(m, torch.nn.Linear)]
+    frozen = sum(m.weight.numel() for m in linears) + model.head.weight.numel()
+    return 4 * frozen + 6 * rank * sum(m.in_features + m.out_features for m in linears)

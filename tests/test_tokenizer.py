@@ -1,0 +1,143 @@
+"""Text <-> ids: nothing is lost, and the ids are those of a slow byte-pair encoding written out here."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import regex
+from hypothesis import example, given, settings, strategies as st
+
+from minseal import Tokenizer, UserError
+from minseal.tasks import world
+from minseal.tokenizer import END, GPT2_PATTERN, train_ranks
+
+settings.register_profile("steady", deadline=None, derandomize=True)  # a busy machine is no failure
+settings.load_profile("steady")
+rng = np.random.default_rng(0)
+WORLD = "\n".join(world.document(rng) for _ in range(60))
+TOKENIZER = Tokenizer(train_ranks(WORLD, 400))
+LIKE_THE_WORLD = st.lists(st.sampled_from(sorted(set(regex.findall(GPT2_PATTERN, WORLD)))), max_size=12).map("".join)
+ANY_TEXT = st.text() | LIKE_THE_WORLD | st.tuples(LIKE_THE_WORLD, st.text(max_size=8), LIKE_THE_WORLD).map("".join)
+FEW_LETTERS = st.text("aab \n", max_size=60)
+
+
+def slow_encode(ranks, text):
+    """BPE as it is told: in each piece, the neighbours whose union has the lowest rank merge, leftmost first."""
+    ids = []
+    for piece in regex.findall(GPT2_PATTERN, text):
+        parts = [bytes([b]) for b in piece.encode()]
+        while True:
+            known = [(ranks[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ranks]
+            if not known:
+                break
+            _, i = min(known)
+            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        ids += [ranks[part] for part in parts]
+    return ids
+
+
+@given(ANY_TEXT)
+@example("\x00\x07\x1b[0m\r\n\u2028 \t👩‍👩‍👧 e\u0301 ￿")
+def test_any_text_comes_back(text):
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+@given(st.binary(max_size=40))
+@example(bytes(range(256)))
+def test_every_byte_string_has_tokens_that_give_it_back(data):
+    ids = [TOKENIZER.ranks[bytes([b])] for b in data]
+    assert b"".join(map(TOKENIZER.bytes_of, ids)) == data
+    assert TOKENIZER.decode(ids) == data.decode(errors="replace")
+
+
+@given(ANY_TEXT)
+def test_encoding_equals_slow_bpe(text):
+    assert TOKENIZER.encode(text) == slow_encode(TOKENIZER.ranks, text)
+
+
+def test_words_of_the_world_take_few_tokens():
+    assert len(TOKENIZER.encode(WORLD)) < len(WORLD) / 2  # else the comparison above would be about single bytes
+
+
+@given(st.text(max_size=10), st.text(max_size=10))
+def test_a_special_token_written_in_text_is_text(before, after):
+    ids = TOKENIZER.encode(before + END + after)
+    assert TOKENIZER.eot not in ids and TOKENIZER.decode(ids) == before + END + after
+
+
+def test_end_of_text_is_the_id_after_all_ranks():
+    assert TOKENIZER.eot == len(TOKENIZER.ranks) == TOKENIZER.vocab_size - 1
+    assert TOKENIZER.decode([TOKENIZER.eot]) == END
+
+
+def test_ranks_of_a_worked_example():
+    # Pieces: 'ab', 4 times ' ab', 2 times ' abc', 'ba'... so a-b occurs 7 times, then ' '-ab 6 times, then ' ab'-c twice.
+    ranks = train_ranks("ab ab ab ab ab abc abc", 259)
+    assert [token for token, rank in sorted(ranks.items(), key=lambda r: r[1])][256:] == [b"ab", b" ab", b" abc"]
+
+
+@settings(max_examples=40)
+@given(FEW_LETTERS | LIKE_THE_WORLD, st.integers(256, 280))
+def test_each_merge_joins_a_most_frequent_pair(text, size):
+    ranks = train_ranks(text, size)
+    by_rank = {rank: token for token, rank in ranks.items()}
+    assert list(range(len(ranks))) == sorted(by_rank) and len(ranks) <= size
+    for new in range(256, len(ranks)):
+        before = {by_rank[r]: r for r in range(new)}
+        count = Counter()
+        for piece in regex.findall(GPT2_PATTERN, text):
+            count.update(itertools.pairwise(by_rank[i] for i in slow_encode(before, piece)))
+        assert max(n for (a, b), n in count.items() if a + b == by_rank[new]) == max(count.values())
+    if len(ranks) < size:  # it stopped early: then nothing was left to merge
+        assert all(piece.encode() in ranks for piece in regex.findall(GPT2_PATTERN, text))
+
+
+@settings(max_examples=20)
+@given(FEW_LETTERS, st.integers(256, 280))
+def test_same_text_same_ranks(text, size):
+    assert list(train_ranks(text, size).items()) == list(train_ranks(text, size).items())
+
+
+def test_saved_and_loaded_is_the_same(tmp_path):
+    TOKENIZER.save(tmp_path / "ranks")
+    again = Tokenizer.load(tmp_path / "ranks")
+    assert (again.ranks, again.eot, again.vocab_size) == (TOKENIZER.ranks, TOKENIZER.eot, TOKENIZER.vocab_size)
+    assert again.encode(WORLD) == TOKENIZER.encode(WORLD)
+
+
+def without(line):
+    return lambda text: "".join(text.splitlines(keepends=True)[:line] + text.splitlines(keepends=True)[line + 1:])
+
+
+DAMAGES = {
+    "a single byte is missing, the ranks end earlier": lambda text: without(-1)(text).replace("QQ== 65\n", "QUFB 65\n"),
+    "a gap in the ranks": without(300),
+    "cut within a line": lambda text: text[:-3],
+    "cut after a line": lambda text: text[:len(text) // 8].rsplit("\n", 1)[0],
+    "no base64": lambda text: "???? 0\n" + text,
+    "a rank that is no number": lambda text: text.replace(" 12\n", " twelve\n"),
+    "three columns": lambda text: text.replace(" 12\n", " 12 12\n"),
+    "a rank twice": lambda text: text.replace(" 12\n", " 13\n"),
+    "empty": lambda text: "",
+    "some other text": lambda text: "hello\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    path = tmp_path / "ranks.tiktoken"
+    TOKENIZER.save(path)
+    whole = path.read_text()
+    path.write_text(DAMAGES[damage](whole))
+    assert path.read_text() != whole
+    with pytest.raises(UserError, match="ranks.tiktoken") as e:
+        Tokenizer.load(path)
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_no_file_no_text_and_a_folder_are_refused_by_name(tmp_path):
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    for path in (tmp_path / "missing", tmp_path / "binary", tmp_path):
+        with pytest.raises(UserError, match=path.name):
+            Tokenizer.load(path)
