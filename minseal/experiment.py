@@ -38,7 +38,7 @@ class KnowledgeConfig:
 def settle(config):
     """Put numbers for the zeros: 64 contexts a round and 96 to evaluate on, or what --data has of them."""
     n = len(read_contexts(config.data)) if config.data else 0
-    apart = len(read_contexts(config.eval_data)) if config.eval_data else n // 3 if config.data else 64
+    apart = len(read_contexts(config.eval_data)) if config.eval_data else n // 3 if config.data else 96
     held_out = config.eval_contexts or max(1, min(96, apart))
     left = n - (0 if config.eval_data else held_out) if config.data else 64
     return replace(config, eval_contexts=held_out, outer=replace(config.outer, contexts=config.outer.contexts or max(1, min(64, left))))
