@@ -20,17 +20,17 @@ def reliability(scores):
     """How far a reward ranks the self-edits of one context, rather than luck: (of one run, of the mean of all runs).
 
     scores (contexts, self-edits, runs): the reward of each self-edit in several inner loops that differ by their seed.
-    One-way variance components within contexts: the variance between self-edits as a share of what is seen. NaN if all
-    scores are equal.
+    One-way variance components within contexts: the variance between self-edits as a share of what is seen. NaN if there is
+    nothing to compare: one self-edit, one run, or all scores of every context equal.
     """
     scores = np.asarray(scores, float)
     C, E, runs = scores.shape
+    if E < 2 or runs < 2 or (scores == scores[:, :1, :1]).all():
+        return float("nan"), float("nan")
     of_edit = scores.mean(2)                                                                # (C, E)
     between = runs * ((of_edit - of_edit.mean(1, keepdims=True)) ** 2).sum() / (C * (E - 1))
     noise = ((scores - of_edit[:, :, None]) ** 2).sum() / (C * E * (runs - 1))
     true = max(0.0, (between - noise) / runs)
-    if true + noise == 0:
-        return float("nan"), float("nan")
     return float(true / (true + noise)), float(true / (true + noise / runs))
 
 

@@ -37,6 +37,8 @@ def adapt(model, edits, config=InnerConfig(), seed=0):
     update is zero and `adapters.failed[k]` gives the reason; the others do not notice.
     `adapters.losses[k]` lists adapter k's loss at every step.
     """
+    if not edits or not all(edit.documents for edit in edits):
+        raise ValueError("adapt() needs at least one self-edit, and each needs at least one document")
     plans = [plan(edit, config, seed) for edit in edits]
     lr = [edit.lr if edit.lr is not None else config.lr for edit in edits]
     adapters = attach(model, len(edits), LoRAConfig(config.rank, config.alpha), seed)

@@ -67,6 +67,8 @@ class LoRALinear(nn.Module):
         if not self.on:
             return self.base(x)
         A, B = self.A.to(x.dtype), self.B.to(x.dtype)
+        if len(x) % len(A):
+            raise ValueError(f"{len(x)} rows cannot be shared out equally among {len(A)} adapters")
         groups = x.reshape(len(A), -1, x.shape[-1])                                         # (K, b T, in)
         low = torch.bmm(groups, A.transpose(1, 2))                                          # (K, b T, R)
         y = self.base(groups).baddbmm_(low, B.transpose(1, 2), alpha=self.scale)            # (K, b T, out), in place: one pass less
@@ -96,14 +98,15 @@ class Adapters:
         return {f"{path}.{ab}": getattr(layer, ab).detach().clone() for path, layer in self.layers.items() for ab in "AB"}
 
     def load(self, state):
-        """Take over the values of state(); K may change, layers and rank may not."""
+        """Take over a copy of the values of state(); K may change, layers and rank may not."""
+        self._require_on(True, "load() while merged: unmerge() first")
         mine = self.state()
         for name in sorted(set(mine) ^ set(state)):
             raise ValueError(f"adapter for another model: {name} is in one of them only")
         for name, old in mine.items():
             if old.shape[1:] != state[name].shape[1:]:
                 raise ValueError(f"adapter for another model: {name} has shape {tuple(state[name].shape)}, here {tuple(old.shape)}")
-        self.replace([state[name] for name in mine])
+        self.replace([state[name].clone() for name in mine])
 
     def replace(self, tensors):
         """New values for parameters(), in their order; K may change. New Parameters, since autograd remembers old shapes."""
@@ -131,6 +134,8 @@ class Adapters:
 
     def remove(self):
         """Take the adapters off; what was merged stays in the weights. The model is plain again."""
+        if not self.attached:
+            raise RuntimeError("these adapters were removed")
         for (path, layer), parent in zip(self.layers.items(), self.parents):
             setattr(parent, path.rsplit(".", 1)[1], layer.base)
         for p in self.frozen:

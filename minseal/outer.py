@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .errors import at_least
+from .errors import UserError, at_least
 from .inner import InnerConfig, adapt
 from .lora import LoRAConfig, attach
 from .sample import sample
@@ -107,8 +107,10 @@ def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0
     for i in range(0, len(valid), at_once):
         group, start = valid[i:i + at_once], time.time()
         adapters = adapt(student, [edit for _, _, edit in group], inner, seed)
-        results = reward(student, tokenizer, task, [context for _, context, _ in group], adapters)
-        adapters.remove()
+        try:
+            results = reward(student, tokenizer, task, [context for _, context, _ in group], adapters)
+        finally:
+            adapters.remove()
         for k, ((trial, _, _), result) in enumerate(zip(group, results)):
             trial.update(result, seconds=round((time.time() - start) / len(group), 4))
             if k in adapters.failed:
@@ -170,6 +172,8 @@ def m_step(policy, task, contexts, winners, config, seed, keep=lambda compute: c
         adapters = adapt(policy, [SelfEdit(documents)], config.m_step, seed)
         state = adapters.state()
         adapters.remove()
+        if adapters.failed:
+            raise UserError(f"the M-step failed ({adapters.failed[0]}): try a lower --outer.m-step.lr")
         return state
 
     apply(policy, keep(train), config.m_step)

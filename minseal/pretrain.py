@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .errors import UserError
 from .inner import losses, pack
 from .model import GPT, GPTConfig
 from .sample import sample
@@ -32,6 +33,10 @@ class PretrainConfig:
 def pretrain_knowledge(config, say=print):
     """Train tokenizer and model, measure, and write the checkpoint to config.out; returns what it measured."""
     start, rng = time.time(), np.random.default_rng(config.seed)
+    try:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot make the folder {config.out}: {e}") from None
     tokenizer = Tokenizer(train_ranks("\n".join(world.document(rng) for _ in range(3000)), 511))
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=2048, n_embd=96, n_head=3, n_kv_head=3, mlp_dim=256)).init_weights(torch.Generator().manual_seed(config.seed))
     say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {tokenizer.vocab_size} tokens in the vocabulary")

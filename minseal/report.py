@@ -31,7 +31,7 @@ def summarise(run):
         results["comparisons"] = [dict(zip(("gain", "gain_ci95"), evidence.paired(rewards[a], rewards[b])), arm=a, over=b)
                                   for a in rounds[-1:] for b in ("own notes", a.replace("round", "control")) if b in rewards]
     if (scores := repeated_scores(run)) is not None:
-        one, of_mean = evidence.reliability(scores)
+        one, of_mean = (None if np.isnan(x) else x for x in evidence.reliability(scores))
         best = evidence.best_of_k(scores)
         results.update(reliability=one, reliability_mean=of_mean, best_of_k_heldout=best["held out"],
                        best_of_k={**best, "k": scores.shape[1], "contexts": scores.shape[0], "runs": scores.shape[2]})
@@ -63,14 +63,23 @@ def mix(trials):
 
 
 def training(run):
-    """What the E-steps saw: for each round of SEAL and of the control, the mean reward and the share of invalid self-edits."""
+    """What the E-steps saw in each round of SEAL and of the control: mean reward, invalid self-edits, contexts that teach nothing."""
     out = []
     for name in ("round", "control"):
         for r in range(1, run.config["outer"]["rounds"] + 1):
             trials = [t for step, d in run.done.items() if step.startswith(f"{name} {r} contexts") for t in d["trials"]]
             if trials:
                 out.append({"loop": name, "round": r, "reward": float(np.mean([t["reward"] for t in trials])), "self_edits": len(trials),
-                            "invalid": sum("invalid" in t for t in trials)})
+                            "invalid": sum("invalid" in t for t in trials), "contexts": len({t["context"] for t in trials}),
+                            "alike": sum(len(rewards) == 1 for rewards in by_context(trials).values())})
+    return out
+
+
+def by_context(trials):
+    """{context: the different rewards of its self-edits}"""
+    out = {}
+    for t in trials:
+        out.setdefault(t["context"], set()).add(t["reward"])
     return out
 
 
@@ -116,11 +125,15 @@ def conclusions(results):
         verdict = "better" if low > 0 else "worse" if high < 0 else "no difference that this run could tell"
         lines.append(f"{c['arm']} against {c['over']}: {c['gain']:+.2f} (95 % {low:+.2f} to {high:+.2f}): {verdict}.")
     if (b := results["best_of_k"]) is not None:
-        lines.append(f"reliability of the reward: {results['reliability']:.2f} for one inner loop, {results['reliability_mean']:.2f} for the mean of {b['runs']} "
+        one, of_mean = ("unknown" if x is None else f"{x:.2f}" for x in (results["reliability"], results["reliability_mean"]))
+        lines.append(f"reliability of the reward: {one} for one inner loop, {of_mean} for the mean of {b['runs']} "
                      f"({b['contexts']} contexts x {b['k']} self-edits x {b['runs']} seeds).")
         lines.append(f"best of {b['k']} self-edits: {b['in sample']:.2f} in the run that chose it, {b['held out']:.2f} in other runs, {b['mean']:.2f} for all of them.")
     invalid = [f"{t['loop']} {t['round']}: {t['invalid']} of {t['self_edits']}" for t in results["training"] if t["invalid"]]
     lines.append("self-edits that could not be read: " + ("; ".join(invalid) or "none") + ".")
+    if results["config"]["outer"]["select"] == "best":
+        alike = [f"round {t['round']}: {t['alike']} of {t['contexts']}" for t in results["training"] if t["loop"] == "round" and t["alike"]]
+        lines.append("contexts skipped because all their self-edits scored alike: " + ("; ".join(alike) or "none") + ".")
     return "\n".join(lines)
 
 

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import settings
 
 import minseal
 from minseal import GPT, GPTConfig
 
 torch.set_num_threads(1)  # for matrices this small a second thread only waits, 30 times longer if its core is taken
+settings.register_profile("minseal", deadline=None)  # a busy machine is no failure
+settings.load_profile("minseal")
 TINY = Path(__file__).parent.parent / "tiny_data" / "knowledge"
 SMALL = dict(vocab_size=48, block_size=128, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=12, mlp_dim=56, tied=False)
 

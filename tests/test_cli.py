@@ -29,15 +29,6 @@ MINSEAL, ONE_THREAD = [sys.executable, "-m", "minseal"], {**os.environ, "OMP_NUM
 SIZES = "--outer.rounds 1 --outer.contexts 2 --outer.samples 2 --inner.epochs 1 --eval-contexts 2 --reliability-contexts 1".split()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Work this small is done sooner by one thread."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
-
-
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
     """The folder of a small model that knows nothing: these tests are about the way and not the scores."""

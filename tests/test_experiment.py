@@ -25,15 +25,6 @@ rng = np.random.default_rng(0)
 TOKENIZER = Tokenizer(train_ranks("\n".join(world.document(rng) for _ in range(200)), 400))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Work this small is done sooner by one thread."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
-
-
 def go(config, folder, on_step=None):
     run = Run(folder, asdict(config), on_step)
     run_knowledge(config, run, say=list)
@@ -246,7 +237,8 @@ def test_without_numbers_a_file_is_shared_out_and_the_toy_world_gives_its_own(tm
     assert counts(data=nine) == (6, 6, 3, 3)
     assert counts(data=nine, eval_contexts=1, outer=OuterConfig(contexts=4)) == (8, 4, 1, 1)
     assert counts(data=nine, eval_data=five) == (9, 9, 5, 5)
-    assert counts() == (64 * KnowledgeConfig().outer.rounds, 64, 96, 96)
+    train, in_a_round, held_out, asked_for = counts()
+    assert train == in_a_round * KnowledgeConfig().outer.rounds > 0 and held_out == asked_for > 0
 
 
 def test_eval_data_has_a_file_of_its_own(tmp_path):

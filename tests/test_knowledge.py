@@ -6,14 +6,12 @@ import re
 import string
 
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, strategies as st
 
 from minseal import InvalidSelfEdit, Knowledge, SelfEdit, Tokenizer, UserError, read_contexts, toy_contexts
 from minseal.tasks.knowledge import PROMPTS, Context, normalise, score
 from minseal.tokenizer import train_ranks
 
-settings.register_profile("steady", deadline=None, derandomize=True)  # a busy machine is no failure
-settings.load_profile("steady")
 TOKENIZER = Tokenizer(train_ranks("The Seine flows through Paris. Question: Which river? Answer: the Seine", 290))
 SEINE = Context("0: Rivers", "Rivers", "The Seine flows through Paris.",
                 (("What flows through Paris?", ("The Seine", "Seine")), ("Which city?", ("Paris",))))

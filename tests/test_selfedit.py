@@ -3,14 +3,12 @@
 import re
 
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, strategies as st
 
 from minseal import Document, InvalidSelfEdit, Tokenizer
 from minseal.selfedit import LIMITS, MAX_LINES, read_directives, split_lines, split_questions
 from minseal.tokenizer import train_ranks
 
-settings.register_profile("steady", deadline=None, derandomize=True)  # a busy machine is no failure
-settings.load_profile("steady")
 TOKENIZER = Tokenizer(train_ranks("some text, and more text: the text of the tests", 280))
 DIRECTIVE = re.compile(r"\s*(lr|epochs|loss)\s*[:=]")
 
