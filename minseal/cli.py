@@ -4,6 +4,7 @@ import argparse
 import difflib
 import inspect
 import re
+import shlex
 import sys
 from dataclasses import MISSING, asdict, fields, is_dataclass
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from .bench import BenchConfig, bench_inner
 from .errors import UserError
-from .experiment import KnowledgeConfig, run_knowledge, settle, steps_of
+from .experiment import LAST_STEP, KnowledgeConfig, run_knowledge, settle, steps_of
 from .pretrain import PretrainConfig, pretrain_knowledge
 from .report import text_report, write_report
 from .runs import Run
@@ -53,7 +54,7 @@ def main(argv=None):
         print(f"minseal: error: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        again = f"nothing that was finished is lost; to go on: minseal {' '.join(argv)}" if args.function is run else "nothing was written"
+        again = f"nothing that was finished is lost; to go on: {shlex.join(['minseal', *argv])}" if args.function is run else "nothing was written"
         print(f"\nminseal: stopped; {again}", file=sys.stderr)
         sys.exit(130)
 
@@ -65,22 +66,22 @@ def run(args):
         def on_step(step, trials):
             bar.update()
             bar.set_postfix_str(step + (f", reward {sum(t['reward'] for t in trials) / len(trials):.2f}" if trials else ""))
-        folder = Run(args.out, asdict(config), on_step)
-        if (folder.folder / "results.json").exists():
+        the_run = Run(args.out, asdict(config), on_step)
+        if LAST_STEP in the_run.done:
             bar.disable = True
             print(f"{args.out} holds this run already, finished; its report again:")
         else:
-            run_knowledge(config, folder, bar.write)
-    results = write_report(folder)
-    print("\n" + text_report(folder, results))
+            run_knowledge(config, the_run, bar.write)
+    results = write_report(the_run)
+    print("\n" + text_report(the_run, results))
     print(f"{results['seconds']:.0f} s in all. In {args.out}: report.md, results.json, events.jsonl (every self-edit), plots.")
 
 
 def report(args):
-    folder = Run(args.folder)
-    if not folder.done:
-        raise UserError(f"{args.folder} holds no finished step yet")
-    print(text_report(folder, write_report(folder)))
+    the_run = Run(args.folder)
+    if "no adaptation" not in the_run.done:
+        raise UserError(f"{args.folder} holds no finished arm yet")
+    print(text_report(the_run, write_report(the_run)))
 
 
 def pretrain(args):
@@ -107,7 +108,7 @@ def add_options(parser, settings):
 
 def _fields(settings, prefix="", values=None):
     """(dotted name, (default, its comment in the source)) of a dataclass and of those inside it."""
-    source = inspect.getsource(settings)
+    source = "".join(inspect.getsource(cls) for cls in settings.__mro__ if is_dataclass(cls))  # a field's own class comes first
     for f in fields(settings):
         default = getattr(values, f.name) if values is not None else _default(f)
         if is_dataclass(default):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .errors import UserError, at_least
+from .errors import UserError, at_least, one_of
 from .inner import InnerConfig
 from .outer import OuterConfig, exam_score, mix_seed, parts, rest_em, try_out
 from .sample import sample
@@ -21,18 +21,16 @@ class KnowledgeConfig:
     eval_contexts: int = 0        # held-out contexts on which every arm is measured; 0: 96, or a third of --data
     reliability_contexts: int = 16  # contexts of round 1 whose inner loops are run twice more, to see how noisy the reward is
     grade: str = "exact"          # exact | contains | f1: how an answer is graded (after SQuAD's normalisation)
-    prompt: str = "notes"         # how the policy is asked: notes | implications | implications-long | implications-very-long | rewrite | self-qa | none
+    prompt: str = "notes"         # notes | implications | implications-long | implications-very-long | rewrite | self-qa | none: how the policy is asked
     model: str = "tiny_data/knowledge"  # folder of the checkpoint
     device: str = "auto"          # auto | cpu | cuda: auto takes a GPU if there is one
     control: bool = True          # run the control: same M-step, winners drawn at random
     inner: InnerConfig = field(default_factory=InnerConfig)
-    outer: OuterConfig = field(default_factory=lambda: OuterConfig(contexts=0))  # contexts 0: 64, or as many as --data leaves
+    outer: OuterConfig = field(default_factory=lambda: OuterConfig(contexts=0))  # contexts 0: see settle()
 
     def __post_init__(self):
         at_least(self, seed=0, world_seed=0, eval_contexts=0, reliability_contexts=0)
-        for name, allowed in (("grade", GRADES), ("prompt", tuple(PROMPTS))):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"--{name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        one_of(self, grade=GRADES, prompt=PROMPTS)
 
 
 def settle(config):
@@ -45,7 +43,7 @@ def settle(config):
 
 
 def contexts_of(config, task, block_size):
-    """(train, eval): disjoint contexts, split by seed; those too long for the model are refused."""
+    """(train, eval): disjoint contexts; --data is split by seed, the toy world by world_seed. One too long for the model is refused."""
     needed, held_out = config.outer.contexts, config.eval_contexts
     if config.data:
         pool = read_contexts(config.data)
@@ -56,8 +54,9 @@ def contexts_of(config, task, block_size):
     own = read_contexts(config.eval_data)[:held_out] if config.eval_data else pool[:held_out]
     train = pool if config.eval_data else pool[held_out:]
     if len(own) < held_out or len(train) < needed:
-        raise UserError(f"{len(own) + len(train)} contexts there, but {needed} to train on and {held_out} to evaluate on were asked for: "
-                        f"lower --contexts or --eval-contexts")
+        there = f"{len(train)} to train on and {len(own)} to evaluate on" if config.eval_data else f"{len(pool)} in all"
+        raise UserError(f"there are not enough contexts, {there}: {needed} to train on and {held_out} to evaluate on were asked for; "
+                        "lower --contexts or --eval-contexts")
     both = {c.text for c in train} & {c.text for c in own}
     if both:
         raise UserError(f"{len(both)} passages are in the training and in the eval data, the first: {min(both)[:60]!r}")
@@ -66,6 +65,9 @@ def contexts_of(config, task, block_size):
         if n > block_size:
             raise UserError(f"passage {c.id!r} needs {n} tokens with its prompt and the self-edit; the model reads {block_size}")
     return train, own
+
+
+LAST_STEP = "passage in context"
 
 
 def steps_of(config):
@@ -92,25 +94,25 @@ def run_knowledge(config, run, say=print):
     def write(contexts, n, seed):
         return sample(policy, tokenizer, [task.prompt(c) for c in contexts], n, task.edit_tokens, outer.temperature, outer.top_p, seed=seed)
 
-    def examine(contexts, edits, seed=seed):
+    def train_and_examine(contexts, edits, seed=seed):
         return try_out(policy, tokenizer, task, list(zip(contexts, edits)), inner, outer.at_once, seed=seed)
 
     def own_notes():
-        return examine(held_out, [text for (text,) in write(held_out, 1, mix_seed(seed, 99))])
+        return train_and_examine(held_out, [text for (text,) in write(held_out, 1, mix_seed(seed, 99))])
 
     def without_training(in_context):
         return [{"context": c.id, **result} for i in range(0, len(held_out), outer.at_once)
                 for c, result in zip(held_out[i:], exam_score(policy, tokenizer, task, held_out[i:i + outer.at_once], in_context=in_context))]
 
     def three_of_one():  # for people to look at
-        return examine(held_out[:1] * 3, write(held_out[:1], 3, mix_seed(seed, 98))[0])
+        return train_and_examine(held_out[:1] * 3, write(held_out[:1], 3, mix_seed(seed, 98))[0])
 
     def outer_loop(name, settings):
         return rest_em(policy, tokenizer, task, train, settings, inner, seed=seed, keep=lambda step, compute: run.keep(f"{name} {step}", compute),
                        remember=lambda step, compute: run.remember(f"{name} {step}", compute), on_round=lambda r, record: run.remember(f"{name} {r}", own_notes))
 
     run.remember("no adaptation", lambda: without_training(False))
-    run.remember("passage only", lambda: examine(held_out, [task.passage_only(c) for c in held_out]))
+    run.remember("passage only", lambda: train_and_examine(held_out, [task.passage_only(c) for c in held_out]))
     run.remember("own notes", own_notes)
     run.remember("three self-edits before", three_of_one)
     history = outer_loop("round", outer)
@@ -121,9 +123,9 @@ def run_knowledge(config, run, say=print):
     some = {c.id: c for c in train[:config.reliability_contexts]}
     trials = [t for t in history[0]["trials"] if t["context"] in some] if history else []
     for i in (1, 2):
-        run.remember(f"reliability, run {i}", lambda: examine([some[t["context"]] for t in trials], [t["text"] for t in trials], seed + i))
+        run.remember(f"reliability, run {i}", lambda: train_and_examine([some[t["context"]] for t in trials], [t["text"] for t in trials], seed + i))
     if config.control:
         outer_loop("control", control_of(outer))
         policy.load_state_dict(original)
-    run.remember("oracle notes", lambda: examine(held_out, [task.oracle(c) for c in held_out]))
-    run.remember("passage in context", lambda: without_training(True))
+    run.remember("oracle notes", lambda: train_and_examine(held_out, [task.oracle(c) for c in held_out]))
+    run.remember(LAST_STEP, lambda: without_training(True))

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .errors import at_least
+from .errors import at_least, one_of
 from .lora import LoRAConfig, attach
 
 
 @dataclass(frozen=True)
 class InnerConfig:
-    """How one self-edit becomes one adapter; a self-edit's own directives go before lr and epochs."""
+    """How one self-edit becomes one adapter; a self-edit's own lr and epochs replace these."""
     lr: float = 3e-3              # learning rate (paper: 1e-3)
     epochs: int = 8               # passes over the self-edit's documents (paper: 10)
     batch: int = 0                # documents in one gradient step; 0: all of them (paper: 1)
@@ -26,6 +26,7 @@ class InnerConfig:
 
     def __post_init__(self):
         at_least(self, lr=0, epochs=1, batch=0, rank=1, row_tokens=1)
+        one_of(self, decay=("none", "linear"))
 
 
 def adapt(model, edits, config=InnerConfig(), seed=0):
@@ -36,15 +37,27 @@ def adapt(model, edits, config=InnerConfig(), seed=0):
     one. An adapter that has had its steps leaves the batch. One whose loss becomes NaN or infinite is set aside: its
     update is zero and `adapters.failed[k]` gives the reason; the others do not notice.
     `adapters.losses[k]` lists adapter k's loss at every step.
+    Raises ValueError if there is no edit, an empty one, or a document longer than the model can read; RuntimeError if the
+    model has adapters already. The model is left plain then.
     """
     if not edits or not all(edit.documents for edit in edits):
         raise ValueError("adapt() needs at least one self-edit, and each needs at least one document")
     plans = [plan(edit, config, seed) for edit in edits]
     lr = [edit.lr if edit.lr is not None else config.lr for edit in edits]
     adapters = attach(model, len(edits), LoRAConfig(config.rank, config.alpha), seed)
+    try:
+        train(model, adapters, plans, lr, config.decay)
+    except BaseException:
+        adapters.remove()
+        raise
+    return adapters
+
+
+def train(model, adapters, plans, lr, decay):
+    """The steps of adapt(): plans[k] and lr[k] belong to adapter k."""
     adam, ready = Adam(adapters.parameters()), [p.detach().clone() for p in adapters.parameters()]
-    adapters.failed, adapters.losses = {}, [[] for _ in edits]
-    active = list(range(len(edits)))
+    adapters.failed, adapters.losses = {}, [[] for _ in plans]
+    active = list(range(len(plans)))
     for step in range(max(len(p) for p in plans)):
         leaving = [i for i, k in enumerate(active) if step == len(plans[k]) or k in adapters.failed]
         active = leave(leaving, active, adapters, adam, ready)
@@ -56,23 +69,22 @@ def adapt(model, edits, config=InnerConfig(), seed=0):
             adapters.losses[k].append(value)
             if not np.isfinite(value):
                 adapters.failed[k] = f"loss became {value} at step {step + 1}"
-        left = [1 - step / len(plans[k]) if config.decay == "linear" else 1.0 for k in active]
-        adam.step(adapters.parameters(), gradients, torch.tensor([lr[k] * x for k, x in zip(active, left)]))
+        fraction = [1 - step / len(plans[k]) if decay == "linear" else 1.0 for k in active]
+        adam.step(adapters.parameters(), gradients, torch.tensor([lr[k] * x for k, x in zip(active, fraction)]))
     leave(range(len(active)), active, adapters, adam, ready)
-    for k in range(len(edits)):
+    for k in range(len(plans)):
         if not all(p[k].isfinite().all() for p in ready):
             adapters.failed.setdefault(k, "weights became infinite in the last step")
     for p in ready:
         p[list(adapters.failed)] = 0
     adapters.replace(ready)
-    return adapters
 
 
 def losses(model, rows):
     """rows[k]: the packed rows of adapter k. Returns (K,): each adapter's mean loss over its loss-carrying tokens."""
     ids, docs, targets = (x.to(model.wte.weight.device) for x in to_tensors(rows))          # each (K b, T)
     hidden = model.hidden(ids, docs)                                                        # (K b, T, C)
-    carries = targets >= 0                                                                  # (K b, T)
+    carries = targets >= 0                                                                  # (K b, T), b rows an adapter
     each = F.cross_entropy(model.head(hidden[carries]).float(), targets[carries], reduction="none")  # (N,), N carrying tokens
     owner = carries.view(len(rows), -1).nonzero()[:, 0]                                     # (N,)
     total = each.new_zeros(len(rows)).index_add(0, owner, each)                             # (K,)
@@ -146,9 +158,9 @@ def to_tensors(rows):
     nothing is: at a document's end, at padding, and before a token that carries no loss.
     """
     b = max(len(r) for r in rows)
-    flat = [row for r in rows for row in r + [[]] * (b - len(r))]
+    flat = [row for r in rows for row in r + [[]] * (b - len(r))]  # K b rows
     T = max(sum(len(d.ids) for d in row) for row in flat)
-    ids, docs, targets = np.zeros((len(flat), T), np.int64), np.full((len(flat), T), -1), np.full((len(flat), T), -1)
+    ids, docs, targets = np.zeros((len(flat), T), np.int64), np.full((len(flat), T), -1), np.full((len(flat), T), -1)  # each (K b, T)
     for i, row in enumerate(flat):
         t = 0
         for number, d in enumerate(row):

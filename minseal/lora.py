@@ -16,11 +16,14 @@ import torch
 import torch.nn as nn
 
 
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the linear layers of a block
+
+
 @dataclass(frozen=True)
 class LoRAConfig:
     rank: int = 16                # R
     alpha: float = 32.0           # the adapter's output is scaled by alpha / rank
-    targets: tuple = ("q", "k", "v", "o", "gate", "up", "down")  # which linear layers of a block; paper's code: q and v only
+    targets: tuple = TARGETS      # which linear layers; paper's code: q and v only
 
 
 def attach(model, K, config=LoRAConfig(), seed=0):
@@ -31,12 +34,12 @@ def attach(model, K, config=LoRAConfig(), seed=0):
     """
     if model.n_adapters is not None:
         raise RuntimeError("the model has adapters already: remove() or merge them first")
-    unknown = set(config.targets) - {"q", "k", "v", "o", "gate", "up", "down"}
+    unknown = set(config.targets) - set(TARGETS)
     sites = [(f"blocks.{i}.{part}.{name}", getattr(block, part), name) for i, block in enumerate(model.blocks)
              for part in ("attn", "mlp") for name in config.targets
              if isinstance(getattr(getattr(block, part), name, None), nn.Linear)]
     if unknown or not sites:
-        raise ValueError(f"LoRA targets {config.targets} name no layer of a block: choose from q, k, v, o, gate, up, down")
+        raise ValueError(f"LoRA targets {config.targets} name no layer of a block: choose from {', '.join(TARGETS)}")
     generator = torch.Generator().manual_seed(seed)
     frozen = [p for p in model.parameters() if p.requires_grad]
     for p in frozen:
@@ -80,11 +83,11 @@ class LoRALinear(nn.Module):
 
 
 class Adapters:
-    """K adapters attached to a model."""
+    """K adapters attached to a model. The inner loop notes their `losses` and, by number, why one `failed`."""
 
     def __init__(self, model, layers, parents, frozen):
         self.model, self.layers, self.parents, self.frozen = model, layers, parents, frozen
-        self.attached = True
+        self.attached, self.merged, self.losses, self.failed = True, None, [], {}
 
     def __len__(self):
         return next(iter(self.layers.values())).A.shape[0]
@@ -101,8 +104,8 @@ class Adapters:
         """Take over a copy of the values of state(); K may change, layers and rank may not."""
         self._require_on(True, "load() while merged: unmerge() first")
         mine = self.state()
-        for name in sorted(set(mine) ^ set(state)):
-            raise ValueError(f"adapter for another model: {name} is in one of them only")
+        if odd := sorted(set(mine) ^ set(state)):
+            raise ValueError(f"adapter for another model: {odd[0]} is in one of them only")
         for name, old in mine.items():
             if old.shape[1:] != state[name].shape[1:]:
                 raise ValueError(f"adapter for another model: {name} has shape {tuple(state[name].shape)}, here {tuple(old.shape)}")

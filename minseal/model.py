@@ -2,7 +2,7 @@
 
 Shape letters, here and everywhere in minseal:
 B rows, T tokens, C channels, H heads, D head size, V vocabulary, K adapters, R LoRA rank
-(and S: tokens held by a key-value cache, new ones included).
+(and S: tokens held by a key-value cache, new ones included; H_kv: key-value heads, fewer than H in grouped-query attention).
 """
 
 import math
@@ -77,7 +77,7 @@ class GPT(nn.Module):
         if cache is not None:
             positions, mask = cache.extend(ids, docs)
         elif docs is not None:
-            positions = positions_in_document(docs)                                         # (B, T)
+            positions = positions_in_document(docs).masked_fill(docs < 0, 0)                # (B, T), 0 at padding
             mask = same_document(docs, docs)                                                # (B, 1, T, T)
         else:
             positions, mask = torch.arange(ids.shape[1], device=ids.device)[None], None     # (1, T)
@@ -155,8 +155,8 @@ class MLP(nn.Module):
 
     def forward(self, x):
         if self.gate is not None:
-            return self.down(F.silu(self.gate(x)) * self.up(x))
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+            return self.down(F.silu(self.gate(x)) * self.up(x))                             # (B, T, C)
+        return self.down(F.gelu(self.up(x), approximate="tanh"))                            # (B, T, C)
 
 
 def make_norm(config):
@@ -213,10 +213,10 @@ class KVCache:
 
     def __init__(self, model, B, size):
         c, weight = model.config, model.wte.weight
-        self.k = [weight.new_zeros(B, c.n_kv_head, size, c.head_dim) for _ in range(c.n_layer)]
+        self.k = [weight.new_zeros(B, c.n_kv_head, size, c.head_dim) for _ in range(c.n_layer)]  # each (B, H_kv, size, D)
         self.v = [torch.zeros_like(k) for k in self.k]
-        self.docs = torch.full((B, size), -1, device=weight.device)
-        self.next = torch.zeros(B, dtype=torch.long, device=weight.device)  # each row's next position
+        self.docs = torch.full((B, size), -1, device=weight.device)                         # (B, size)
+        self.next = torch.zeros(B, dtype=torch.long, device=weight.device)                  # (B,), each row's next position
         self.length = 0
 
     def extend(self, ids, docs):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .errors import UserError, at_least
+from .errors import UserError, at_least, one_of
 from .inner import InnerConfig, adapt
 from .lora import LoRAConfig, attach
 from .sample import sample
@@ -13,20 +13,30 @@ from .selfedit import InvalidSelfEdit, SelfEdit
 
 
 @dataclass(frozen=True)
+class MStepConfig(InnerConfig):
+    """The M-step is the inner loop once more, on the winners, with settings of its own."""
+    lr: float = 1e-3              # learning rate of the M-step (paper: 3e-4)
+    epochs: int = 4               # passes over the winners (paper: 2); more, because the tiny model is small and new to it
+    batch: int = 8                # winners in one gradient step (paper: 10)
+    rank: int = 32                # LoRA rank of the M-step, merged afterwards (paper: 64)
+    alpha: float = 64.0           # LoRA scale is alpha / rank (paper: 128)
+
+
+@dataclass(frozen=True)
 class OuterConfig:
     """ReST-EM: sample self-edits, train and examine one adapter on each, learn from the best."""
-    rounds: int = 3               # E-step and M-step, so often (paper: 2)
-    contexts: int = 64            # contexts in a round, each round takes the next ones; 0: all there are (paper: 50)
+    rounds: int = 3               # how many times E-step and M-step (paper: 2)
+    contexts: int = 64            # contexts in a round, each round takes the next ones; 0: 64, or all if there are fewer (paper: 50)
     samples: int = 8              # self-edits of each context (paper: 5)
     temperature: float = 1.0      # of sampling self-edits (paper: 1)
     top_p: float = 1.0            # sample among the likeliest tokens with this much probability (paper: 0.95)
     select: str = "best"          # best | positive | random: which self-edits of a context the policy learns from
     at_once: int = 16             # adapters trained side by side; more need more memory
-    # Paper: 2 epochs, learning rate 3e-4, batch 10, rank 64. Here: more steps, because the tiny model is small and new to it.
-    m_step: InnerConfig = field(default_factory=lambda: InnerConfig(lr=1e-3, epochs=4, batch=8, rank=32, alpha=64.0))
+    m_step: MStepConfig = field(default_factory=MStepConfig)
 
     def __post_init__(self):
         at_least(self, rounds=0, contexts=0, samples=1, temperature=0, top_p=0, at_once=1)
+        one_of(self, select=("best", "positive", "random"))
 
 
 def forgetful(step, compute):
@@ -38,14 +48,16 @@ def rest_em(policy, tokenizer, task, contexts, config=OuterConfig(), inner=Inner
             seed=0, remember=forgetful, keep=forgetful, on_round=None):
     """Teach `policy` (changed in place) to write better self-edits; returns [{'trials': ..., 'winners': ...}] by round.
 
+    task: has prompt, parse, passage_only, winner, exam, grade, mix, edit_tokens, answer_tokens, stop (tasks/knowledge.py is one).
     student: the model that trains on the self-edits; None is SEAL, where it is the policy itself.
     reward: function(student, tokenizer, task, contexts, adapters) -> one dict with a 'reward' for each adapter.
-    remember(step, compute), keep(step, compute): return compute(), trials or tensors, or what it gave before a kill.
+    remember(step, compute), keep(step, compute): return compute() or, after a kill, what it returned before it; remember
+        holds trials, keep holds tensors.
     on_round(round, record): called after each M-step.
     """
     history = []
     for r in range(1, config.rounds + 1):
-        n = config.contexts or len(contexts)
+        n = min(config.contexts or 64, len(contexts))
         batch = [contexts[i % len(contexts)] for i in range((r - 1) * n, r * n)]
         trials = e_step(policy, tokenizer, task, batch, config, inner, student or policy, reward or exam_score,
                         seed, r, lambda step, compute: remember(f"{r} {step}", compute))
@@ -60,8 +72,8 @@ def rest_em(policy, tokenizer, task, contexts, config=OuterConfig(), inner=Inner
 def e_step(policy, tokenizer, task, contexts, config, inner, student, reward, seed=0, r=1, remember=forgetful):
     """Sample self-edits of each context, adapt, examine: a list of trials (see try_out), context by context.
 
-    All adapters start from the weights that `seed` gives, so that luck does not choose among self-edits; texts differ
-    from round `r` to round.
+    All adapters start from the weights that `seed` gives, so that luck does not choose among self-edits; texts are
+    drawn anew in each round r.
     """
     trials = []
     for i, part in parts(contexts, config):
@@ -82,7 +94,7 @@ def e_step(policy, tokenizer, task, contexts, config, inner, student, reward, se
 
 
 def parts(contexts, config):
-    """The E-step in parts of a few batches each: what a kill can lose is one part. Yields (index of the first, contexts)."""
+    """The E-step in parts of a few batches each: a kill loses one part at most. [(index of the first, contexts)]"""
     size = max(1, 4 * config.at_once // config.samples)
     return [(i, contexts[i:i + size]) for i in range(0, len(contexts), size)]
 
@@ -121,8 +133,8 @@ def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0
 def exam_score(student, tokenizer, task, contexts, adapters=None, in_context=False):
     """The reward of the paper: the share of the exam that the adapted student gets right, the context out of sight.
 
-    One adapter for each context, or None: the student as it is. in_context: the passage in front of each question,
-    the upper end of the ladder.
+    adapters: one for each context, attached to the student already; not looked at here, other rewards may. None: the
+    plain student. in_context: the passage in front of each question, the upper end of the ladder.
     """
     exams = [task.exam(c, in_context) for c in contexts]
     most = max(len(exam) for exam in exams)
@@ -176,7 +188,7 @@ def m_step(policy, task, contexts, winners, config, seed, keep=lambda compute: c
             raise UserError(f"the M-step failed ({adapters.failed[0]}): try a lower --outer.m-step.lr")
         return state
 
-    apply(policy, keep(train), config.m_step)
+    apply(policy, keep(train), config.m_step)  # from the saved tensors, so that a run that goes on after a kill does the same
 
 
 def apply(policy, state, config):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .errors import UserError
+from .errors import UserError, at_least
 from .inner import losses, pack
 from .model import GPT, GPTConfig
 from .sample import sample
@@ -23,11 +23,14 @@ from .weights import save
 class PretrainConfig:
     """Pretraining of the tiny GPT on text of the toy world."""
     seed: int = 0                 # of the weights and of the text
-    tokens: int = 10_000_000      # how many to train on
+    tokens: int = 11_000_000      # how many to train on
     batch: int = 24               # rows in a step
     row_tokens: int = 256         # tokens in a row; documents are packed into rows
     lr: float = 3e-3              # AdamW's, after a warm-up of 100 steps; falls linearly to 0
-    out: str = "tiny_data/knowledge"  # folder for the checkpoint
+    out: str = "runs/tiny"        # folder for the checkpoint; the one that `run` loads is tiny_data/knowledge
+
+    def __post_init__(self):
+        at_least(self, seed=0, tokens=1, batch=1, row_tokens=1, lr=0)
 
 
 def pretrain_knowledge(config, say=print):

@@ -47,7 +47,7 @@ def ladder(run):
 
 
 def compared_with(arm):
-    """The arm that an arm's gain is taken over: the one above it on the ladder; for a control, the untrained policy's notes."""
+    """The arm that an arm's gain is taken over: a round's is the round before, a control's the untrained policy's notes."""
     name, _, r = arm.partition(" ")
     if name == "round":
         return f"round {int(r) - 1}" if r != "1" else "own notes"
@@ -97,7 +97,9 @@ def repeated_scores(run):
 
 def text_report(run, results):
     """The table and what stands below it, as printed at the end of a run."""
-    parts = [table(results), conclusions(results)]
+    c = run.config
+    measured = f"{c['data'] or 'toy world ' + str(c['world_seed'])}, seed {c['seed']}, model {c['model']}, graded by {c['grade']}"
+    parts = [table(results), measured + "\n" + conclusions(results)]
     if "three self-edits before" in run.done and "three self-edits after" in run.done:
         parts.append(side_by_side(run))
     return "\n\n".join(parts) + "\n"
@@ -119,7 +121,7 @@ def _ci(ci, form=".2f"):
 
 def conclusions(results):
     n, lines = results["arms"][0]["n"], []
-    lines.append(f"score: share of exam questions right, mean over {n} held-out contexts; gain: paired over the same contexts, bootstrap intervals.")
+    lines.append(f"score: share of the exam, mean over {n} held-out contexts; gain: paired over the same contexts, bootstrap intervals.")
     for c in results.get("comparisons", []):
         low, high = c["gain_ci95"]
         verdict = "better" if low > 0 else "worse" if high < 0 else "no difference that this run could tell"

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from .errors import UserError
-from .weights import load_tensors, save_tensors
+from .weights import load_tensors, save_tensors, write_whole
 
 
 class Run:
@@ -28,15 +28,20 @@ class Run:
         path = self.folder / "config.json"
         try:
             if path.is_file():
-                self._same(json.loads(path.read_text()))
+                there = json.loads(path.read_text())
+                if not isinstance(there, dict):
+                    raise ValueError("expected an object")
+                self._same(there)
                 self._read_events()
             elif config is None:
                 raise UserError(f"no run in {folder}: expected the folder that `minseal run ... --out {folder}` makes")
-            elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            elif self.folder.exists() and (not self.folder.is_dir() or {f.name for f in self.folder.iterdir()} - {"checkpoints", "config.json.tmp"}):
                 raise UserError(f"{folder} is there already and holds no run: choose another --out")
         except OSError as e:
             raise UserError(f"cannot use {folder} as a run folder: {e}") from None
-        except json.JSONDecodeError as e:
+        except UserError:
+            raise
+        except ValueError as e:
             raise UserError(f"{path} is damaged ({e}): choose another --out") from None
 
     def _same(self, there):
@@ -61,8 +66,9 @@ class Run:
         if step not in self.done:
             start = time.time()
             trials = compute()
-            self._append(*({"step": step, **t} for t in trials), {"done": step, "seconds": round(time.time() - start, 3)})
-            self.done[step] = {"trials": trials, "seconds": round(time.time() - start, 3)}
+            seconds = round(time.time() - start, 3)
+            self._append(*({"step": step, **t} for t in trials), {"done": step, "seconds": seconds})
+            self.done[step] = {"trials": trials, "seconds": seconds}
         if self.on_step:
             self.on_step(step, self.done[step]["trials"])
         return self.done[step]["trials"]
@@ -74,8 +80,9 @@ class Run:
         if not (path.exists() and step in self.done):
             start = time.time()
             save_tensors(path, compute())
-            self._append({"done": step, "seconds": round(time.time() - start, 3)})
-            self.done[step] = {"trials": [], "seconds": round(time.time() - start, 3)}
+            seconds = round(time.time() - start, 3)
+            self._append({"done": step, "seconds": seconds})
+            self.done[step] = {"trials": [], "seconds": seconds}
         if self.on_step:
             self.on_step(step, [])
         return load_tensors(path)
@@ -86,13 +93,7 @@ class Run:
 
     def write(self, name, text):
         """Write one of the folder's files whole: to a temporary name, then rename."""
-        temporary = self.folder / f"{name}.tmp"
-        try:
-            temporary.write_text(text)
-            os.replace(temporary, self.folder / name)
-        except OSError as e:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"cannot write {self.folder / name}: {e}; the run goes on from its last step when there is room") from None
+        write_whole({self.folder / name: lambda temporary: temporary.write_text(text)})
 
     def _append(self, *lines):
         path = self.folder / "events.jsonl"

@@ -12,8 +12,8 @@ def sample(model, tokenizer, prompts, n=1, max_tokens=128, temperature=1.0, top_
     A text ends before the end-of-text token, before the string `stop`, or after `max_tokens` tokens.
     temperature 0 is greedy. top_p keeps the likeliest tokens that together have that probability.
 
-    With K adapters attached to the model, prompts must be K equal groups, in the adapters' order, and n 1.
-    Every text has its own column of random numbers, drawn from `seed`: what else is in the batch changes no text.
+    With K adapters attached to the model, prompts must be K equal groups, in the adapters' order.
+    Text i has row i of the random numbers drawn from `seed`: the other prompts do not change it.
     """
     if not prompts:
         return []
@@ -29,7 +29,7 @@ def sample(model, tokenizer, prompts, n=1, max_tokens=128, temperature=1.0, top_
 
     B, written = len(prompts) * n, [[] for _ in range(len(prompts) * n)]
     dice = torch.rand(B, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)  # (B, max_tokens)
-    rows = torch.arange(B, device=device)  # which text each row of the batch writes       # (B,)
+    rows = torch.arange(B, device=device)  # (B,), which text each row still there writes
     tails, done = [b""] * B, [False] * B
     may_drop = model.n_adapters is None  # adapters need their groups whole
     for t in range(max_tokens):
@@ -61,7 +61,9 @@ def choose(logits, dice, temperature, top_p):
     probs = torch.softmax(logits.double() / temperature, -1)                                # (B, V)
     if top_p < 1:
         ranked, order = probs.sort(-1, descending=True)                                     # (B, V)
-        ranked[ranked.cumsum(-1) - ranked >= top_p] = 0  # the likeliest token always stays
+        drop = ranked.cumsum(-1) - ranked >= top_p                                          # (B, V)
+        drop[:, 0] = False  # the likeliest token always stays
+        ranked[drop] = 0
         probs = torch.zeros_like(probs).scatter(-1, order, ranked)                          # (B, V)
     cdf = probs.cumsum(-1)                                                                  # (B, V)
     token = torch.searchsorted(cdf, dice[:, None] * cdf[:, -1:], right=True)[:, 0]          # (B,)

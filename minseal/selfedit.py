@@ -63,7 +63,7 @@ def _read_directive(name, value):
     except ValueError:
         raise InvalidSelfEdit(f"{name} is {value[:20]!r}; expected {'a whole number' if kind is int else 'a number'}") from None
     if not low <= number <= high:  # also refuses NaN
-        raise InvalidSelfEdit(f"{name} is {number:g}; expected {low:g} to {high:g}")
+        raise InvalidSelfEdit(f"{name} is {value[:20]}; expected {low:g} to {high:g}")
     return number
 
 

@@ -46,8 +46,8 @@ class Tokenizer:
         try:
             rows = [line.split() for line in Path(path).read_text().splitlines() if line]
             ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
-        except FileNotFoundError:
-            raise UserError(f"no tokenizer at {path}: expected tiktoken ranks there") from None
+        except OSError as e:
+            raise UserError(f"no tokenizer at {path} ({e.strerror}): expected tiktoken ranks there") from None
         except ValueError:
             raise UserError(f"{path} does not hold tiktoken ranks: expected 'BASE64 RANK' on each line") from None
         if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([b]) in ranks for b in range(256)):

@@ -201,7 +201,7 @@ FILES = {
     ("--data broken.json", ["broken.json", "line 3"]), ("--data broken.jsonl", ["broken.jsonl", "line 5"]),
     ("--data=no*text.json", ["no text.json", "passage 10", "text"]),
     ("--data=no*answer.json", ["no answer.json", "passage 3", "question 1", "answer"]),
-    ("--data few.json", ["3 ", "2 to train on", "2 to evaluate on", "--eval-contexts"]), ("--data long.json", ["passage", "512"]),
+    ("--data few.json", ["contexts", "2 ", "to train on", "--eval-contexts"]), ("--data long.json", ["passage", "512"]),
     ("--data empty.json", ["empty.json"]), ("--data good.json --eval-data eval.json", ["in the training and in the eval data"]),
     ("--model nowhere", ["nowhere"]), ("--model broken.json", ["broken.json"])])
 def test_bad_files(knowledge, tmp_path, monkeypatch, capsys, words, told):
@@ -300,17 +300,22 @@ def test_a_disk_that_fills_up_on_the_way(knowledge, tmp_path, capsys, monkeypatc
 
 # ---- help --------------------------------------------------------------------------------------------------------------
 
-def settings(cls, prefix="--"):
-    """(option, comment, default) of each field: fields from the class, comments from the source lines."""
+def comment_of(cls, name):
+    """What stands behind a field in the source; a field may be its base's."""
+    cls = next(c for c in cls.__mro__ if name in vars(c).get("__annotations__", {}))
     lines = Path(sys.modules[cls.__module__].__file__).read_text(encoding="utf-8").split("\n")
     body = lines[next(i for i, line in enumerate(lines) if line.startswith(f"class {cls.__name__}")):]
+    return next(line for line in body if line.startswith(f"    {name}:")).split("  # ")[1]
+
+
+def settings(cls, prefix="--"):
+    """(option, comment) of each field, those of settings within settings too."""
     for f in fields(cls):
-        value = getattr(cls(), f.name)
+        value, option = getattr(cls(), f.name), prefix + f.name.replace("_", "-")
         if is_dataclass(value):
-            yield from ((o, c) for o, c in settings(type(value), f"{prefix}{f.name.replace('_', '-')}."))
+            yield from settings(type(value), f"{option}.")
         else:
-            line = next(line for line in body if line.startswith(f"    {f.name}:"))
-            yield prefix + f.name.replace("_", "-"), line.split("  # ")[1]
+            yield option, comment_of(cls, f.name)
 
 
 @pytest.mark.parametrize("command, cls", [("run", KnowledgeConfig), ("pretrain", PretrainConfig)])

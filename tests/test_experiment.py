@@ -300,7 +300,7 @@ def test_a_passage_in_both_files(tmp_path):
 
 @pytest.mark.parametrize("name, value", [("grade", "exakt"), ("prompt", "note")])
 def test_settings_that_do_not_exist(name, value):
-    with pytest.raises(UserError, match=f"--{name}.*{value}"):
+    with pytest.raises(UserError, match=f"{name}.*{value}"):
         KnowledgeConfig(**{name: value})
 
 

@@ -26,6 +26,11 @@ def trials(rewards):
     return [{"context": f"person {i}", "text": "Notes.", "reward": r} for i, r in enumerate(rewards)]
 
 
+def of(context, rewards):
+    """Several self-edits of one context."""
+    return [{"context": context, "text": "Notes.", "reward": r} for r in rewards]
+
+
 def made_up(folder, arms=ARMS, steps=True):
     """A run folder as a run leaves it, written by hand; the arms in an order in which no run does them."""
     done = [(name, s, trials(rewards)) for name, rewards, s in reversed(arms)]
@@ -35,10 +40,10 @@ def made_up(folder, arms=ARMS, steps=True):
                 trial["mix"] = mix
     if steps:
         unread = [{"context": "b", "text": "?", "reward": .5}, {"context": "b", "text": "", "reward": 0.0, "invalid": "no words in it"}]
-        done += [("round 1 contexts 1-2", 10, trials([1, 0]) + unread), ("round 1 M-step", 20, []),
-                 ("round 2 contexts 1-1", 0, trials([1, 1])), ("round 2 contexts 2-2", 0, trials([1, 0])),
-                 ("control 1 contexts 1-2", 0, trials([.25, .75])),
-                 ("reliability, run 1", 30, trials([1, 0])), ("reliability, run 2", 40, trials([0, 0])),
+        done += [("round 1 contexts 1-2", 10, of("a", [1, 0]) + unread), ("round 1 M-step", 20, []),
+                 ("round 2 contexts 1-1", 0, of("c", [1, 1])), ("round 2 contexts 2-2", 0, of("d", [1, 0])),
+                 ("control 1 contexts 1-2", 0, of("a", [.25]) + of("b", [.75])),
+                 ("reliability, run 1", 30, of("a", [1, 0])), ("reliability, run 2", 40, of("a", [0, 0])),
                  ("three self-edits before", 0, THREE["before"]), ("three self-edits after", 0, THREE["after"])]
     events = [event for name, s, those in done for event in [*({"step": name, **t} for t in those), {"done": name, "seconds": s}]]
     folder.mkdir(exist_ok=True)
@@ -137,11 +142,14 @@ def test_no_arm_is_called_better_unless_its_interval_is_clear_of_nought(tmp_path
     assert "round 2 against own notes: -0.50 (95 % -0.50 to -0.50): worse." in text
 
 
-def test_conclusions_tell_reliability_and_what_could_not_be_read(tmp_path):
+def test_conclusions_tell_reliability_what_could_not_be_read_and_what_taught_nothing(tmp_path):
     text = conclusions(summarise(made_up(tmp_path / "r")))
     assert "0.50 for one inner loop, 0.75 for the mean of 3" in text
     assert "0.67 in the run that chose it, 0.50 in other runs" in text
-    assert "round 1: 1 of 4" in text and "round 2: " not in text.split("could not be read")[1]
+    (unread,) = [line for line in text.splitlines() if "could not be read" in line]
+    assert "round 1: 1 of 4" in unread and "round 2" not in unread
+    (alike,) = [line for line in text.splitlines() if "alike" in line]
+    assert "round 2: 1 of 2" in alike and "round 1" not in alike  # the two of context c score 1 and 1
     assert "4 held-out contexts" in text
 
 

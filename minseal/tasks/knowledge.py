@@ -55,6 +55,8 @@ class Knowledge:
     stop = "\n"                   # an answer ends with its line
 
     def __init__(self, tokenizer, prompt="notes", grade="exact"):
+        if prompt not in PROMPTS or grade not in GRADES:
+            raise UserError(f"prompt {prompt!r}, grade {grade!r}: expected one of {', '.join(PROMPTS)}, and one of {', '.join(GRADES)}")
         self.tokenizer, self.style, self.grading = tokenizer, prompt, grade
 
     def prompt(self, context):
@@ -68,7 +70,7 @@ class Knowledge:
             lines = split_questions("Question 1:" + rest)  # the prompt already holds the first 'Question 1:'
         else:
             lines = split_lines(rest)
-        if not lines or not any(re.search(r"\w", line) for line in lines):
+        if not re.search(r"\w", rest):
             raise InvalidSelfEdit("no words in it")
         return self._edit(context, lines, **directives)
 
@@ -80,7 +82,10 @@ class Knowledge:
         return self._edit(context, context.oracle or [world.question_line(q, answers[0]) for q, answers in context.questions])
 
     def winner(self, context, text):
-        """What the M-step learns from: the prompt, and the text as the policy wrote it; only the text carries loss."""
+        """What the M-step learns from: the prompt, and the text as the policy wrote it; only the text carries loss.
+
+        The end of the text is learnt too, also where edit_tokens cut it off.
+        """
         ids, text = self.prompt(context), self.tokenizer.encode(text) + [self.tokenizer.eot]
         return Document(tuple(ids + text), (False,) * len(ids) + (True,) * len(text))
 
@@ -158,21 +163,25 @@ def read_contexts(path):
 
 
 def _json(path, text):
+    if not text.strip():
+        raise UserError(f"{path} is empty: expected passages as JSON or JSONL")
     try:
         return json.loads(text)
-    except json.JSONDecodeError as whole:
-        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-        out = []
-        for i, line in lines:
-            try:
-                out.append(json.loads(line))
-            except json.JSONDecodeError as e:
-                # One value over many lines was meant: then the error of the whole file says where it broke.
-                line, problem = (i, e) if out else (whole.lineno, whole)
-                raise UserError(f"{path} is not JSON: line {line}: {problem.msg}") from None
-        if not out:
-            raise UserError(f"{path} is empty: expected passages as JSON or JSONL") from None
-        return out
+    except RecursionError:
+        raise UserError(f"{path} is no JSON of passages: nested too deep") from None
+    except json.JSONDecodeError as e:
+        whole = e
+    out, broken = [], []
+    for i, line in enumerate(text.split("\n"), 1):
+        try:
+            out += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as e:
+            broken.append((i, e.msg))
+    if broken:
+        # Lines that are whole passages mean JSONL, and its broken line counts; else one value over many lines was meant.
+        line, message = broken[0] if any(isinstance(x, dict) for x in out) else (whole.lineno, whole.msg)
+        raise UserError(f"{path} is not JSON: line {line}: {message}")
+    return out
 
 
 def _squad(data, path):
@@ -207,4 +216,8 @@ def _context(item, where, i):
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
             raise UserError(f"{where}, question {j} has no answer; expected a string under 'answer'")
         out.append((q["question"].strip(), tuple(answers)))
+    try:
+        json.dumps(item, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: its text holds half a character (a lone surrogate), which cannot be written anywhere") from None
     return Context(f"{i}: {item.get('title') or ''}".strip(), str(item.get("title") or ""), item["context"].strip(), tuple(out))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class Attribute:
@@ -99,7 +101,9 @@ FIRST, LAST = _names(100, ["a", "o", "i", "ea", "el", "in"], _rng), _names(100, 
 def people(n, rng, unseen):
     """n people with different names. `unseen` people have names that pretraining never pairs: a quarter of all pairs."""
     pairs = [(i, j) for i in range(len(FIRST)) for j in range(len(LAST)) if ((i + j) % 4 == 0) == unseen]
-    chosen = rng.choice(len(pairs), size=n, replace=n > len(pairs))
+    if n > len(pairs):
+        raise UserError(f"{n} people were asked for, but the toy world has {len(pairs)} names: lower --contexts or --rounds")
+    chosen = rng.choice(len(pairs), size=n, replace=False)
     return [Person(f"{FIRST[pairs[c][0]]} {LAST[pairs[c][1]]}", str(rng.choice(["She", "He"])),
                    {a: str(rng.choice(list(attribute.implied))) for a, attribute in ATTRIBUTES.items()}) for c in chosen]
 
@@ -193,6 +197,7 @@ def document(rng):
 
 
 def people_one(rng):
+    """A person for pretraining, with any of the names that it may pair; much faster than people(1, ...)."""
     i = rng.integers(len(FIRST))
     j = rng.integers(len(LAST))
     if (i + j) % 4 == 0:
