@@ -61,9 +61,9 @@ def contexts_of(config, task, block_size):
     if both:
         raise UserError(f"{len(both)} passages are in the training and in the eval data, the first: {min(both)[:60]!r}")
     for c in own + train:
-        n = max(len(p) for p in [task.prompt(c), *task.exam(c, in_context=True)]) + task.edit_tokens
+        n = max(len(task.prompt(c)) + task.edit_tokens, *(len(p) + task.answer_tokens for p in task.exam(c, in_context=True)))
         if n > block_size:
-            raise UserError(f"passage {c.id!r} needs {n} tokens with its prompt and the self-edit; the model reads {block_size}")
+            raise UserError(f"passage {c.id!r} needs {n} tokens with what is written after it; the model reads {block_size}")
     return train, own
 
 

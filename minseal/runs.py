@@ -28,7 +28,7 @@ class Run:
         path = self.folder / "config.json"
         try:
             if path.is_file():
-                there = json.loads(path.read_text())
+                there = json.loads(path.read_text(encoding="utf-8"))
                 if not isinstance(there, dict):
                     raise ValueError("expected an object")
                 self._same(there)
@@ -93,12 +93,12 @@ class Run:
 
     def write(self, name, text):
         """Write one of the folder's files whole: to a temporary name, then rename."""
-        write_whole({self.folder / name: lambda temporary: temporary.write_text(text)})
+        write_whole({self.folder / name: lambda temporary: temporary.write_text(text, encoding="utf-8")})
 
     def _append(self, *lines):
         path = self.folder / "events.jsonl"
         try:
-            with open(path, "a") as f:
+            with open(path, "a", encoding="utf-8") as f:
                 f.write("".join(json.dumps(line) + "\n" for line in lines))
                 f.flush()
                 os.fsync(f.fileno())
@@ -108,7 +108,7 @@ class Run:
     def _read_events(self):
         """Fill self.done. What a kill left behind (half a line, trials of an unfinished step) is dropped from the file."""
         path, pending, good = self.folder / "events.jsonl", [], []
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         for line in text.splitlines():
             try:
                 event = json.loads(line)

@@ -44,7 +44,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path, pattern=GPT2_PATTERN):
         try:
-            rows = [line.split() for line in Path(path).read_text().splitlines() if line]
+            rows = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines() if line]
             ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
         except OSError as e:
             raise UserError(f"no tokenizer at {path} ({e.strerror}): expected tiktoken ranks there") from None

@@ -19,7 +19,7 @@ def load(path, device="auto"):
     if not (path / "config.json").is_file():
         raise UserError(f"no checkpoint at {path}: expected a folder with config.json, weights.pt and ranks.tiktoken")
     try:
-        fields = json.loads((path / "config.json").read_text())["model"]
+        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))["model"]
         config = GPTConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
         model = GPT(config)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as e:
@@ -52,7 +52,7 @@ def save(path, model, tokenizer, about):
     except OSError as e:
         raise UserError(f"cannot make the folder {path}: {e}") from None
     write_whole({path / "weights.pt": lambda temporary: torch.save({k: v.cpu() for k, v in state.items()}, temporary),
-                 path / "ranks.tiktoken": tokenizer.save, path / "config.json": lambda temporary: temporary.write_text(config)})
+                 path / "ranks.tiktoken": tokenizer.save, path / "config.json": lambda temporary: temporary.write_text(config, encoding="utf-8")})
 
 
 def save_tensors(path, tensors):

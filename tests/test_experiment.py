@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from minseal import GPT, GPTConfig, InnerConfig, Knowledge, OuterConfig, Tokenizer, UserError, save, toy_contexts
+from minseal import GPT, GPTConfig, InnerConfig, Knowledge, OuterConfig, Tokenizer, UserError, save, toy_contexts, try_out
 from minseal.experiment import KnowledgeConfig, contexts_of, run_knowledge, settle, steps_of
 from minseal.report import write_report
 from minseal.runs import Run
@@ -155,6 +155,22 @@ def test_a_finished_run_computes_nothing_again(finished, monkeypatch):
     monkeypatch.setattr("minseal.outer.adapt", None)
     before = (folder / "events.jsonl").read_text()
     assert go(SMALL, folder) == results and (folder / "events.jsonl").read_text() == before
+
+
+def test_the_control_and_what_follows_start_from_the_untaught_policy(tmp_path, pretrained):
+    """With random winners of one sample SEAL is its own control: the same numbers, unless one began where the other ended."""
+    config = replace(QUICK, inner=InnerConfig(epochs=3), outer=replace(QUICK.outer, select="random", samples=1))
+    go(config, tmp_path / "run")
+    done = Run(tmp_path / "run").done
+    assert "round 1 M-step" in done  # the policy did change
+    for step in ("1 contexts 1-2", "1"):
+        seal, control = (without_seconds(done[f"{loop} {step}"]["trials"]) for loop in ("round", "control"))
+        assert len(seal) == 2 and seal == control
+    model, tokenizer = pretrained
+    task = Knowledge(tokenizer)
+    _, held_out = contexts_of(config, task, ROOMY)
+    again = try_out(model, tokenizer, task, [(c, task.oracle(c)) for c in held_out], config.inner, config.outer.at_once, seed=config.seed)
+    assert without_seconds(done["oracle notes"]["trials"]) == without_seconds(again)
 
 
 # ---- other settings ----------------------------------------------------------------------------------------------------
