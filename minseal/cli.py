@@ -36,7 +36,7 @@ def main(argv=None):
                                            ("bench", "inner", BenchConfig, bench)):
         branch = commands.add_parser(name, description=f"minseal {name} {kind}: {inspect.getdoc(settings)}")
         p = branch.add_subparsers(metavar=kind, required=True, parser_class=Parser).add_parser(
-            kind, description=inspect.getdoc(settings), formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+            kind, usage=f"minseal {name} {kind} [options]", description=inspect.getdoc(settings), formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         add_options(p, settings)
         p.set_defaults(function=function, settings=settings, parser=p)
         if name == "run":

@@ -153,6 +153,8 @@ def read_contexts(path):
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; expected a file of passages, JSON or JSONL") from None
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"cannot read {path} as text: {e}") from None
     items = _squad(_json(path, text), path)
