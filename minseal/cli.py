@@ -71,6 +71,8 @@ def run(args):
             bar.disable = True
             print(f"{args.out} holds this run already, finished; its report again:")
         else:
+            if the_run.done:
+                bar.write(f"going on: {len(the_run.done)} steps were done already")
             run_knowledge(config, the_run, bar.write)
     results = write_report(the_run)
     print("\n" + text_report(the_run, results))
@@ -146,7 +148,7 @@ def _boolean(value):
 
 
 def near(word, words):
-    found = difflib.get_close_matches(word, words, 1)
+    found = [w for w in words if w.split(".")[-1] == word.lstrip("-") and "." in w][:1] or difflib.get_close_matches(word, words, 1)
     return f"; did you mean {found[0]}?" if found else ""
 
 
