@@ -69,7 +69,7 @@ def bench_inner(config, say=print):
     flop = flop_per_token(model, InnerConfig().rank) * tokens * config.epochs
     rows = {}
     for name, ms in times.items():
-        over = [np.median(np.array(times[peft]) / np.array(ms)) for peft in list(times)[:2]]
+        over = [np.median(np.array(times[peer_name]) / np.array(ms)) for peer_name in list(times)[:2]]
         share = np.median(flop / (np.array(ms) / 1e3) / np.array(rates))
         rows[name] = {"ms": float(np.median(ms)), "over batch size 1": float(over[0]), "over padded batch": float(over[1]), "share of matmul rate": float(share)}
     same = same_losses(model, peer, few[0], config.epochs)
