@@ -6,22 +6,30 @@ import inspect
 import re
 import shlex
 import sys
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
+from .adapters import load_adapter
 from .bench import BenchConfig, bench_inner
 from .errors import UserError
 from .experiment import LAST_STEP, KnowledgeConfig, run_knowledge, settle, steps_of
+from .learn import AskConfig, LearnConfig, ask, chat, learn, taught
 from .pretrain import PretrainConfig, pretrain_knowledge
 from .report import text_report, write_report
 from .runs import Run
+from .weights import export as export_folder, load, save
 
 DESCRIPTION = """\
 minseal: SEAL (self-adapting language models, arXiv 2506.10943) from scratch.
 
   minseal run knowledge        the paper's ladder on a toy world, with the outer loop and its control: minutes on two cores
   minseal report RUN           table, plots, report.md and results.json of a run folder, made again
+  minseal learn FILE...        teach an open model your own documents: notes, an adapter, an exam before and after
+  minseal ask QUESTION         ask a model, with an adapter or without; `minseal chat` goes on line by line
+  minseal convert SOURCE OUT   open weights (Hugging Face folder, hub id, GGUF) into minseal's own folder
+  minseal export SOURCE OUT    a model or a finished run, for transformers
   minseal pretrain knowledge   make the tiny model of `run knowledge` again, from nothing
   minseal bench inner          the inner loop against transformers + peft
 
@@ -31,7 +39,7 @@ minseal: SEAL (self-adapting language models, arXiv 2506.10943) from scratch.
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="minseal", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(metavar="run | report | pretrain | bench", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(metavar="run | report | learn | ask | chat | convert | export | pretrain | bench", required=True, parser_class=Parser)
     for name, kind, settings, function in (("run", "knowledge", KnowledgeConfig, run), ("pretrain", "knowledge", PretrainConfig, pretrain),
                                            ("bench", "inner", BenchConfig, bench)):
         branch = commands.add_parser(name, description=f"minseal {name} {kind}: {inspect.getdoc(settings)}")
@@ -44,6 +52,19 @@ def main(argv=None):
     p = commands.add_parser("report", description="Make table, plots, report.md and results.json of a run folder again.")
     p.add_argument("folder", metavar="RUN", help="a folder that `minseal run` made")
     p.set_defaults(function=report, parser=p)
+    for name, settings, function, words in (("learn", LearnConfig, learn_files, ("files", "FILE", "+", "text or Markdown files")),
+                                            ("ask", AskConfig, ask_question, ("question", "QUESTION", None, "what to ask")), ("chat", AskConfig, chat_lines, None)):
+        p = commands.add_parser(name, description=inspect.getdoc(settings), formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        if words:
+            p.add_argument(words[0], metavar=words[1], nargs=words[2], help=words[3])
+        add_options(p, settings)
+        p.set_defaults(function=function, settings=settings, parser=p)
+    for name, settings, function in (("convert", ConvertConfig, convert), ("export", ExportConfig, export)):
+        p = commands.add_parser(name, description=inspect.getdoc(settings), formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        p.add_argument("source", metavar="SOURCE", help=settings.SOURCE)
+        p.add_argument("out", metavar="OUT", help="folder to write")
+        add_options(p, settings)
+        p.set_defaults(function=function, settings=settings, parser=p)
 
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -84,6 +105,64 @@ def report(args):
     if "no adaptation" not in the_run.done:
         raise UserError(f"{args.folder} holds no finished arm yet")
     print(text_report(the_run, write_report(the_run)))
+
+
+def learn_files(args):
+    learn(build(args.settings, vars(args)), args.files)
+
+
+def ask_question(args):
+    print(ask(build(args.settings, vars(args)), args.question))
+
+
+def chat_lines(args):
+    chat(build(args.settings, vars(args)))
+
+
+def convert(args):
+    settings = build(args.settings, vars(args))
+    refuse_to_overwrite(args.out)
+    model, tokenizer = load(args.source, "cpu", settings.dtype)
+    save(args.out, model, tokenizer, {"about": {"source": args.source}})
+    c = model.config
+    print(f"{args.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters in {str(model.wte.weight.dtype).removeprefix('torch.')}, {c.n_layer} blocks, "
+          f"{c.n_embd} wide, reads {c.block_size} tokens, {tokenizer.vocab_size} tokens of {c.vocab_size}, chat format: {tokenizer.chat or 'none'}")
+
+
+def export(args):
+    settings = build(args.settings, vars(args))
+    refuse_to_overwrite(args.out)
+    run_config = Path(args.source) / "events.jsonl"
+    source = Run(args.source).config["model"] if run_config.is_file() else args.source
+    model, tokenizer = load(source, "cpu", settings.dtype)
+    if run_config.is_file():
+        taught(model, args.source)
+    if settings.adapter:
+        adapters, _ = load_adapter(settings.adapter, model, source)
+        adapters.merge()
+        adapters.remove()
+    export_folder(args.out, model, tokenizer)
+    print(f"{args.out}: transformers.AutoModelForCausalLM.from_pretrained({args.out!r}) loads it")
+
+
+def refuse_to_overwrite(out):
+    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        raise UserError(f"{out} is there already: choose another folder, or remove it")
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Open weights into minseal's own folder: GPT-2, Llama 3, SmolLM2, Qwen2.5 and Qwen3."""
+    dtype: str = "auto"           # auto | float32 | bfloat16 | float16: of the weights; auto: as they are stored
+    SOURCE = "a folder in the Hugging Face layout, a GGUF file, or a hub id such as owner/name"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """A model into a folder that transformers loads to the same logits."""
+    adapter: str = ""             # merge this adapter in, too
+    dtype: str = "auto"           # auto | float32 | bfloat16 | float16: of the weights; auto: as they are stored
+    SOURCE = "a model (as for convert), or a folder of `minseal run`: then the policy that its outer loop ended with"
 
 
 def pretrain(args):

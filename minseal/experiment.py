@@ -9,7 +9,7 @@ from .inner import InnerConfig
 from .outer import OuterConfig, exam_score, mix_seed, parts, rest_em, try_out
 from .sample import sample
 from .tasks.knowledge import GRADES, PROMPTS, Knowledge, read_contexts, toy_contexts
-from .weights import load
+from .weights import DTYPES, load
 
 @dataclass(frozen=True)
 class KnowledgeConfig:
@@ -22,15 +22,24 @@ class KnowledgeConfig:
     reliability_contexts: int = 16  # contexts of round 1 whose inner loops are run twice more, to see how noisy the reward is
     grade: str = "exact"          # exact | contains | f1: how an answer is graded (after SQuAD's normalisation)
     prompt: str = "notes"         # notes | implications | implications-long | implications-very-long | rewrite | self-qa | none: how the policy is asked
-    model: str = "tiny_data/knowledge"  # folder of the checkpoint
+    other_prompts: str = "auto"   # prompts, comma between, whose untrained notes are measured beside; auto: none in the toy world, else implications,rewrite,self-qa
+    model: str = "tiny_data/knowledge"  # a folder (minseal's own or Hugging Face's), a GGUF file, or a hub id such as owner/name
     device: str = "auto"          # auto | cpu | cuda: auto takes a GPU if there is one
+    dtype: str = "auto"           # auto | float32 | bfloat16 | float16: of the model's weights; auto: as they are stored
     control: bool = True          # run the control: same M-step, winners drawn at random
     inner: InnerConfig = field(default_factory=InnerConfig)
     outer: OuterConfig = field(default_factory=lambda: OuterConfig(contexts=0))  # contexts 0: see settle()
 
     def __post_init__(self):
         at_least(self, seed=0, world_seed=0, eval_contexts=0, reliability_contexts=0)
-        one_of(self, grade=GRADES, prompt=PROMPTS)
+        one_of(self, grade=GRADES, prompt=PROMPTS, dtype=("auto", *DTYPES))
+        if unknown := [p for p in others(self) if p not in PROMPTS]:
+            raise UserError(f"--other-prompts names {unknown[0]!r}; expected some of {', '.join(PROMPTS)}")
+
+
+def others(config):
+    """The prompt styles of config.other_prompts; settle() puts styles for 'auto'."""
+    return [p for p in dict.fromkeys(config.other_prompts.replace(" ", "").split(",")) if p not in ("", "auto", config.prompt)]
 
 
 def settle(config):
@@ -39,7 +48,8 @@ def settle(config):
     apart = len(read_contexts(config.eval_data)) if config.eval_data else n // 3 if config.data else 96
     held_out = config.eval_contexts or max(1, min(96, apart))
     left = n - (0 if config.eval_data else held_out) if config.data else 64
-    return replace(config, eval_contexts=held_out, outer=replace(config.outer, contexts=config.outer.contexts or max(1, min(64, left))))
+    beside = ("implications,rewrite,self-qa" if config.data else "") if config.other_prompts == "auto" else config.other_prompts
+    return replace(config, eval_contexts=held_out, other_prompts=beside, outer=replace(config.outer, contexts=config.outer.contexts or max(1, min(64, left))))
 
 
 def contexts_of(config, task, block_size):
@@ -74,7 +84,7 @@ def steps_of(config):
     """How many steps a run has, for the progress bar."""
     def loop(outer):
         return outer.rounds * (len(parts(range(outer.contexts), outer)) + (outer.select == "positive") + 2)
-    return 9 + loop(config.outer) + (loop(control_of(config.outer)) if config.control else 0)
+    return 9 + len(others(config)) + loop(config.outer) + (loop(control_of(config.outer)) if config.control else 0)
 
 
 def control_of(outer):
@@ -84,21 +94,21 @@ def control_of(outer):
 
 def run_knowledge(config, run, say=print):
     """Walk the ladder. Every step goes through `run` (runs.py), so a killed run goes on where it was; `run` holds the results."""
-    policy, tokenizer = load(config.model, config.device)
+    policy, tokenizer = load(config.model, config.device, config.dtype)
     task = Knowledge(tokenizer, config.prompt, config.grade)
     train, held_out = contexts_of(config, task, policy.config.block_size)
     say(f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters, {len(train)} contexts to train on, {len(held_out)} held out")
     outer, inner, seed = config.outer, config.inner, config.seed
     original = {k: v.clone() for k, v in policy.state_dict().items()}
 
-    def write(contexts, n, seed):
+    def write(contexts, n, seed, task=task):
         return sample(policy, tokenizer, [task.prompt(c) for c in contexts], n, task.edit_tokens, outer.temperature, outer.top_p, seed=seed)
 
-    def train_and_examine(contexts, edits, seed=seed):
+    def train_and_examine(contexts, edits, seed=seed, task=task):
         return try_out(policy, tokenizer, task, list(zip(contexts, edits)), inner, outer.at_once, seed=seed)
 
-    def own_notes():
-        return train_and_examine(held_out, [text for (text,) in write(held_out, 1, mix_seed(seed, 99))])
+    def own_notes(task=task):
+        return train_and_examine(held_out, [text for (text,) in write(held_out, 1, mix_seed(seed, 99), task)], task=task)
 
     def without_training(in_context):
         return [{"context": c.id, **result} for i in range(0, len(held_out), outer.at_once)
@@ -113,6 +123,8 @@ def run_knowledge(config, run, say=print):
 
     run.remember("no adaptation", lambda: without_training(False))
     run.remember("passage only", lambda: train_and_examine(held_out, [task.passage_only(c) for c in held_out]))
+    for style in others(config):  # RL is compared with the best prompt, not with the worst
+        run.remember(f"own notes, {style}", lambda: own_notes(Knowledge(tokenizer, style, config.grade)))
     run.remember("own notes", own_notes)
     run.remember("three self-edits before", three_of_one)
     history = outer_loop("round", outer)

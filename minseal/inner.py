@@ -1,10 +1,11 @@
 """The inner loop: K self-edits in, K adapters out (paper section 3.1, `SFT(theta, SE)`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .errors import at_least, one_of
 from .lora import LoRAConfig, attach
@@ -20,16 +21,18 @@ class InnerConfig:
     rank: int = 16                # LoRA rank (paper: 32)
     alpha: float = 32.0           # LoRA scale is alpha / rank (paper: 64)
     row_tokens: int = 256         # documents of a step are packed into rows of about so many tokens
+    memory: float = 0.0           # GB that adapters trained side by side may take; 0: no limit
+    recompute: bool = False       # gradient checkpointing: less memory, a third more time
 
     # Paper: every line is padded to 2048 tokens, q and v get LoRA. Here: documents are packed, attention stays inside
     # each, and every linear layer gets LoRA, because padding was 98 % of the work and the MLP learns facts best.
 
     def __post_init__(self):
-        at_least(self, lr=0, epochs=1, batch=0, rank=1, row_tokens=1)
+        at_least(self, lr=0, epochs=1, batch=0, rank=1, row_tokens=1, memory=0)
         one_of(self, decay=("none", "linear"))
 
 
-def adapt(model, edits, config=InnerConfig(), seed=0):
+def adapt(model, edits, config=InnerConfig(), seed=0, start=None, on_step=None):
     """Train one adapter on each of K SelfEdits, all at once; returns the Adapters, attached to the model.
 
     The loss is the SUM over adapters of each one's own mean over the tokens that carry loss, so no gradient mixes, and
@@ -37,6 +40,7 @@ def adapt(model, edits, config=InnerConfig(), seed=0):
     one. An adapter that has had its steps leaves the batch. One whose loss becomes NaN or infinite is set aside: its
     update is zero and `adapters.failed[k]` gives the reason; the others do not notice.
     `adapters.losses[k]` lists adapter k's loss at every step.
+    start: an Adapters.state() to go on from, of one adapter or of K; on_step(step, steps, loss (K,)): called after each.
     Raises ValueError if there is no edit, an empty one, or a document longer than the model can read; RuntimeError if the
     model has adapters already. The model is left plain then.
     """
@@ -45,15 +49,20 @@ def adapt(model, edits, config=InnerConfig(), seed=0):
     plans = [plan(edit, config, seed) for edit in edits]
     lr = [edit.lr if edit.lr is not None else config.lr for edit in edits]
     adapters = attach(model, len(edits), LoRAConfig(config.rank, config.alpha), seed)
+    model.recompute = config.recompute
     try:
-        train(model, adapters, plans, lr, config.decay)
+        if start is not None:
+            adapters.load({name: start.get(name, fresh).to(fresh).expand_as(fresh) for name, fresh in adapters.state().items()})
+        train(model, adapters, plans, lr, config.decay, on_step)
     except BaseException:
         adapters.remove()
         raise
+    finally:
+        model.recompute = False
     return adapters
 
 
-def train(model, adapters, plans, lr, decay):
+def train(model, adapters, plans, lr, decay, on_step=None):
     """The steps of adapt(): plans[k] and lr[k] belong to adapter k."""
     adam, ready = Adam(adapters.parameters()), [p.detach().clone() for p in adapters.parameters()]
     adapters.failed, adapters.losses = {}, [[] for _ in plans]
@@ -71,6 +80,8 @@ def train(model, adapters, plans, lr, decay):
                 adapters.failed[k] = f"loss became {value} at step {step + 1}"
         fraction = [1 - step / len(plans[k]) if decay == "linear" else 1.0 for k in active]
         adam.step(adapters.parameters(), gradients, torch.tensor([lr[k] * x for k, x in zip(active, fraction)]))
+        if on_step:
+            on_step(step + 1, max(len(p) for p in plans), loss)
     leave(range(len(active)), active, adapters, adam, ready)
     for k in range(len(plans)):
         if not all(p[k].isfinite().all() for p in ready):
@@ -85,10 +96,25 @@ def losses(model, rows):
     ids, docs, targets = (x.to(model.wte.weight.device) for x in to_tensors(rows))          # each (K b, T)
     hidden = model.hidden(ids, docs)                                                        # (K b, T, C)
     carries = targets >= 0                                                                  # (K b, T), b rows an adapter
-    each = F.cross_entropy(model.head(hidden[carries]).float(), targets[carries], reduction="none")  # (N,), N carrying tokens
+    each = cross_entropy(model.head, hidden[carries], targets[carries])                     # (N,), N carrying tokens
     owner = carries.view(len(rows), -1).nonzero()[:, 0]                                     # (N,)
     total = each.new_zeros(len(rows)).index_add(0, owner, each)                             # (K,)
     return total / owner.bincount(minlength=len(rows)).clamp(min=1)                         # (K,)
+
+
+def cross_entropy(head, hidden, targets, logits=2 ** 24):
+    """The loss (N,) at hidden (N, C), targets (N,). Not more than about `logits` numbers are held at once.
+
+    An open model has 50,000 to 150,000 logits a token: kept for the backward pass, they would outweigh all else.
+    """
+    size = max(1, logits // head.out_features)
+    if len(hidden) <= size:
+        return F.cross_entropy(head(hidden).float(), targets, reduction="none")             # (N,)
+
+    def part(h, t):
+        return F.cross_entropy(head(h).float(), t, reduction="none")                        # (size,)
+
+    return torch.cat([checkpoint(part, h, t, use_reentrant=False) for h, t in zip(hidden.split(size), targets.split(size))])  # (N,)
 
 
 class Adam:
@@ -123,6 +149,34 @@ def leave(leaving, active, adapters, adam, ready):
         adapters.replace([p[stay] for p in adapters.parameters()])                          # each (fewer K, ., .)
         adam.m, adam.v = [m[stay] for m in adam.m], [v[stay] for v in adam.v]               # likewise
     return [active[i] for i in stay]
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------------
+
+def side_by_side(model, edits, config, at_most):
+    """Cut K edits into runs of as many as fit into config.memory, not more than `at_most` and never none: [[index, ...], ...]"""
+    sizes = [footprint(model, edit, config) if config.memory else 0 for edit in edits]
+    groups = []
+    for i in range(len(edits)):
+        with_it = (groups[-1] if groups else []) + [i]
+        too_much = len(with_it) * max(sizes[j] for j in with_it) > config.memory * 1e9  # the largest counts: the others are padded to it
+        if not groups or len(with_it) > at_most or too_much:
+            groups.append([i])
+        else:
+            groups[-1].append(i)
+    return groups
+
+
+def footprint(model, edit, config):
+    """About how many bytes one adapter takes while it trains on this edit."""
+    c, bytes_of = model.config, model.wte.weight.element_size()
+    heads, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
+    widths = 2 * (heads + c.n_embd) + 2 * (kv + c.n_embd) + 3 * (c.mlp_dim + c.n_embd)  # in + out of q and o, k and v, the MLP
+    lora = c.n_layer * widths * config.rank * 4 * 6  # float32: A and B, their gradients, two moments of Adam, two copies while adapters come and go
+    tokens = max(sum(len(d.ids) for row in rows for d in row) for rows in plan(edit, replace(config, epochs=1), 0))
+    # Kept by a block for the backward pass, per token (counted; a quarter more for what comes and goes).
+    block = 1.25 * bytes_of * (4 * c.n_embd + (4 if c.qk_norm else 3) * heads + 2 * kv + (4 if c.mlp == "swiglu" else 2) * c.mlp_dim + 7 * config.rank)
+    return lora + tokens * (block + c.n_layer * c.n_embd * bytes_of if config.recompute else c.n_layer * block)
 
 
 # ---- documents into rows ---------------------------------------------------------------------------------------------

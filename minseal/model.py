@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.n_adapters = None  # how many LoRA adapters are attached (lora.py)
+        self.recompute = False  # gradient checkpointing: keep each block's input only, and run it again for the backward pass
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -91,7 +93,10 @@ class GPT(nn.Module):
         else:
             rope = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)       # each (B, 1, T, D)
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, mask, cache, i)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, mask, cache, i, use_reentrant=False)         # (B, T, C)
+            else:
+                x = block(x, rope, mask, cache, i)                                          # (B, T, C)
         return self.norm(x)
 
     def init_weights(self, generator):
@@ -185,17 +190,22 @@ def same_document(docs_q, docs_k):
 
 # ---- rotary positions ------------------------------------------------------------------------------------------------
 
-def rope_table(config):
-    """cos and sin, each (block_size, D): RoPE (arXiv 2104.09864) in the half-split layout of Hugging Face weights."""
+def rope_frequencies(config):
+    """(D/2,) radians per token, float64."""
     D = config.head_dim
-    freq = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)           # (D/2,) radians per token
+    freq = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)           # (D/2,)
     if config.rope_scaling is not None:
         # Llama 3.1: wavelengths longer than the original context are stretched by `factor`, short ones kept,
         # those between are blended.
         factor, low, high, original = config.rope_scaling
         blend = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)        # 1: keep, 0: stretch
         freq = blend * freq + (1 - blend) * freq / factor                                   # (D/2,)
-    angle = torch.outer(torch.arange(config.block_size, dtype=torch.float64), freq)         # (block_size, D/2)
+    return freq
+
+
+def rope_table(config):
+    """cos and sin, each (block_size, D): RoPE (arXiv 2104.09864) in the half-split layout of Hugging Face weights."""
+    angle = torch.outer(torch.arange(config.block_size, dtype=torch.float64), rope_frequencies(config))  # (block_size, D/2)
     angle = torch.cat([angle, angle], dim=1)                                                # (block_size, D)
     return angle.cos().float(), angle.sin().float()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import UserError, at_least, one_of
-from .inner import InnerConfig, adapt
+from .inner import InnerConfig, adapt, side_by_side
 from .lora import LoRAConfig, attach
 from .sample import sample
 from .selfedit import InvalidSelfEdit, SelfEdit
@@ -116,8 +116,8 @@ def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0
         if isinstance(edit, str) and (mix := task.mix(context, edit)) is not None:
             trials[-1]["mix"] = mix
     valid.sort(key=lambda v: sum(len(d.ids) for d in v[2].documents))  # like lengths together: less padding
-    for i in range(0, len(valid), at_once):
-        group, start = valid[i:i + at_once], time.time()
+    for indices in side_by_side(student, [edit for _, _, edit in valid], inner, at_once):
+        group, start = [valid[i] for i in indices], time.time()
         adapters = adapt(student, [edit for _, _, edit in group], inner, seed)
         try:
             results = reward(student, tokenizer, task, [context for _, context, _ in group], adapters)

@@ -28,8 +28,12 @@ def summarise(run):
                "reliability": None, "reliability_mean": None, "best_of_k_heldout": None, "best_of_k": None}
     rounds = [arm for arm in rewards if arm.startswith("round")]
     if rounds:
+        a = rounds[-1]
+        untrained = [arm for arm in rewards if arm.startswith("own notes, ")]  # other prompts
+        best = max(untrained, key=lambda arm: np.mean(rewards[arm]), default=None)
+        against = ["own notes", best, "passage only" if best else None, a.replace("round", "control")]
         results["comparisons"] = [dict(zip(("gain", "gain_ci95"), evidence.paired(rewards[a], rewards[b])), arm=a, over=b)
-                                  for a in rounds[-1:] for b in ("own notes", a.replace("round", "control")) if b in rewards]
+                                  for b in against if b in rewards]
     if (scores := repeated_scores(run)) is not None:
         one, of_mean = (None if np.isnan(x) else x for x in evidence.reliability(scores))
         best = evidence.best_of_k(scores)
@@ -41,7 +45,8 @@ def summarise(run):
 def ladder(run):
     """The arms that a run has measured, weakest first; controls after the rounds."""
     rounds = range(1, run.config["outer"]["rounds"] + 1)
-    order = ["no adaptation", "passage only", "own notes", *(f"round {r}" for r in rounds), *(f"control {r}" for r in rounds),
+    styles = [arm for arm in run.done if arm.startswith("own notes, ")]
+    order = ["no adaptation", "passage only", *styles, "own notes", *(f"round {r}" for r in rounds), *(f"control {r}" for r in rounds),
              "oracle notes", "passage in context"]
     return [arm for arm in order if arm in run.done]
 
@@ -53,7 +58,9 @@ def compared_with(arm):
         return f"round {int(r) - 1}" if r != "1" else "own notes"
     if name == "control":
         return "own notes"
-    return {"passage only": "no adaptation", "own notes": "passage only", "oracle notes": "passage only", "passage in context": "no adaptation"}.get(arm)
+    if name == "own":
+        return "passage only"
+    return {"passage only": "no adaptation", "oracle notes": "passage only", "passage in context": "no adaptation"}.get(arm)
 
 
 def mix(trials):

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from .errors import UserError
-from .weights import load_tensors, save_tensors, write_whole
+from .files import load_tensors, save_tensors, write_whole
 
 
 class Run:
@@ -76,7 +76,7 @@ class Run:
     def keep(self, step, compute):
         """The tensors of a step: from checkpoints/ if it was done before, else computed and saved."""
         self._begin()
-        path = self.folder / "checkpoints" / f"{step.replace(' ', '-')}.pt"
+        path = self._checkpoint(step)
         if not (path.exists() and step in self.done):
             start = time.time()
             save_tensors(path, compute())
@@ -86,6 +86,13 @@ class Run:
         if self.on_step:
             self.on_step(step, [])
         return load_tensors(path)
+
+    def tensors(self, step):
+        """What keep() kept of a step that is done; None if it is not."""
+        return load_tensors(self._checkpoint(step)) if step in self.done and self._checkpoint(step).exists() else None
+
+    def _checkpoint(self, step):
+        return self.folder / "checkpoints" / f"{step.replace(' ', '-')}.pt"
 
     def seconds(self, prefix=""):
         """Time spent on steps whose name begins so; a step that was killed and done again counts once."""

@@ -9,7 +9,7 @@ from .model import KVCache
 def sample(model, tokenizer, prompts, n=1, max_tokens=128, temperature=1.0, top_p=1.0, stop=None, seed=0):
     """Continue each prompt (a list of ids) `n` times: a list of len(prompts) lists of n texts.
 
-    A text ends before the end-of-text token, before the string `stop`, or after `max_tokens` tokens.
+    A text ends before the end-of-text token (or any other special one), before the string `stop`, or after `max_tokens` tokens.
     temperature 0 is greedy. top_p keeps the likeliest tokens that together have that probability.
 
     With K adapters attached to the model, prompts must be K equal groups, in the adapters' order.
@@ -40,7 +40,7 @@ def sample(model, tokenizer, prompts, n=1, max_tokens=128, temperature=1.0, top_
                 written[row].append(new)
                 if stop:
                     tails[row] = tails[row][-len(stop.encode()):] + tokenizer.bytes_of(new)
-                done[row] = new == tokenizer.eot or (bool(stop) and stop.encode() in tails[row])
+                done[row] = new in tokenizer.ends or (bool(stop) and stop.encode() in tails[row])
         if all(done) or t + 1 == max_tokens:
             break
         alive = torch.tensor([not done[row] for row in rows.tolist()], device=device)       # (B,)
@@ -50,7 +50,7 @@ def sample(model, tokenizer, prompts, n=1, max_tokens=128, temperature=1.0, top_
             rows, token = rows[keep], token[keep]
         hidden = model.hidden(token[:, None], cache=cache)[:, -1]                           # (B, C)
 
-    texts = [cut(tokenizer.decode(w[:-1] if w and w[-1] == tokenizer.eot else w), stop) for w in written]
+    texts = [cut(tokenizer.decode(w[:-1] if w and w[-1] in tokenizer.ends else w), stop) for w in written]
     return [texts[i:i + n] for i in range(0, B, n)]
 
 

@@ -12,11 +12,11 @@ class Document:
 
     @classmethod
     def of(cls, tokenizer, text, prompt="", carries="all", end=False):
-        """prompt + text, encoded apart so that the border between them stays a border between tokens.
+        """prompt + text, encoded apart so that the border between them stays a border between tokens, after what every text begins with.
 
         carries: 'all' tokens, or only the 'completion' (the text without its prompt). end: an end-of-text token follows.
         """
-        before = tokenizer.encode(prompt)
+        before = [*tokenizer.bos, *tokenizer.encode(prompt)]
         after = tokenizer.encode(text) + ([tokenizer.eot] if end else [])
         return cls(tuple(before + after), (carries == "all",) * len(before) + (True,) * len(after))
 

@@ -61,7 +61,7 @@ def pretrained(_pretrained):
 def letters():
     """letters(vocab_size, eot): a tokenizer without merges, token i is the i-th letter; texts and tokens are one to one."""
     def make(vocab_size=48, eot=47, alphabet="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"):
-        return SimpleNamespace(vocab_size=vocab_size, eot=eot, decode=lambda ids: "".join(alphabet[i] for i in ids),
+        return SimpleNamespace(vocab_size=vocab_size, eot=eot, ends={eot}, decode=lambda ids: "".join(alphabet[i] for i in ids),
                                bytes_of=lambda i: alphabet[i].encode())
     return make
 

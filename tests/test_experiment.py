@@ -15,7 +15,7 @@ from minseal.report import write_report
 from minseal.runs import Run
 from minseal.tasks import world
 from minseal.tokenizer import train_ranks
-from minseal.weights import load_tensors
+from minseal.files import load_tensors
 
 SMALL = KnowledgeConfig(eval_contexts=4, reliability_contexts=2, inner=InnerConfig(epochs=3), outer=OuterConfig(rounds=1, contexts=4, samples=3))
 BELOW, ABOVE = ["no adaptation", "passage only", "own notes"], ["oracle notes", "passage in context"]

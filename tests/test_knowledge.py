@@ -284,7 +284,7 @@ def test_all_tokens_carry_loss_by_default():
 
 def test_under_completion_only_the_answer_of_a_question_carries_loss():
     edit = Knowledge(TOKENIZER).parse(SEINE, "loss: completion\nOne.\nQuestion: Why? Answer: So.")
-    assert texts(edit)[:2] == ["Rivers\nOne.\n", "Rivers\nQuestion: Why? Answer: So.\n"]
+    assert texts(edit)[:2] == ["Rivers\nOne.\n", "Question: Why? Answer: So.\n"]
     assert loss_texts(edit)[:2] == ["One.\n", " So.\n"]
 
 

@@ -25,21 +25,19 @@ class Context:
     person: world.Person | None = None
 
 
-# How the policy is asked for a self-edit. 'notes' is what the tiny model learnt in pretraining; the others follow the
-# paper's prompts for open models (section 4 and its appendix) in our words. {title} and {text} are the context's.
+# How the policy is asked for a self-edit: what is said, and the first words of the self-edit itself. 'notes' is what the
+# tiny model learnt in pretraining; the others follow the paper's prompts for open models (section 4 and its appendix) in
+# our words. {title} and {text} are the context's. A chat model gets the first as a user's turn, its own begins with the second.
+PASSAGE = "\n\nPassage:\n{title}\n{text}\n\n"
 PROMPTS = {
-    "notes": "{text}\nNotes:\n",
-    "implications": "Read this passage and write down a list of implications that follow from it, directly or indirectly.\n\n"
-                    "Passage:\n{title}\n{text}\n\nImplications:\n",
-    "implications-long": "Read this passage and write down a long list of implications that follow from it, directly or indirectly.\n\n"
-                         "Passage:\n{title}\n{text}\n\nImplications:\n",
-    "implications-very-long": "Read this passage and write down a very long list of implications that follow from it, directly or "
-                              "indirectly.\n\nPassage:\n{title}\n{text}\n\nImplications:\n",
-    "rewrite": "Read this passage and rewrite it in several different ways, one after another, each on a line of its own.\n\n"
-               "Passage:\n{title}\n{text}\n\nRewritten passages:\n",
-    "self-qa": "Read this passage and write questions about it with their answers, in the form 'Question 1: ...' and 'Answer: ...'."
-               "\n\nPassage:\n{title}\n{text}\n\nQuestion 1:",
-    "none": "{title}\n{text}\n\n",
+    "notes": ("{text}\n", "Notes:\n"),
+    "implications": ("Read this passage and write down a list of implications that follow from it, directly or indirectly." + PASSAGE, "Implications:\n"),
+    "implications-long": ("Read this passage and write down a long list of implications that follow from it, directly or indirectly." + PASSAGE, "Implications:\n"),
+    "implications-very-long": ("Read this passage and write down a very long list of implications that follow from it, directly or "
+                               "indirectly." + PASSAGE, "Implications:\n"),
+    "rewrite": ("Read this passage and rewrite it in several different ways, one after another, each on a line of its own." + PASSAGE, "Rewritten passages:\n"),
+    "self-qa": ("Read this passage and write questions about it with their answers, in the form 'Question 1: ...' and 'Answer: ...'." + PASSAGE, "Question 1:"),
+    "none": ("{title}\n{text}\n\n", ""),
 }
 GRADES = ("exact", "contains", "f1")
 
@@ -61,25 +59,32 @@ class Knowledge:
 
     def prompt(self, context):
         """The ids after which the policy writes its self-edit."""
-        return self.tokenizer.encode(PROMPTS[self.style].format(title=context.title, text=context.text))
+        said, begun = PROMPTS[self.style]
+        said = said.format(title=context.title, text=context.text)
+        if self.tokenizer.chat:
+            return self.tokenizer.prompt(said.strip()) + self.tokenizer.encode(begun)
+        return self.tokenizer.prompt(said + begun)
 
     def parse(self, context, text):
         """A text of the policy -> SelfEdit, the passage last (paper: 'passage + self-edit'); raises InvalidSelfEdit."""
         directives, rest = read_directives(text)
-        if self.style == "self-qa":
-            lines = split_questions("Question 1:" + rest)  # the prompt already holds the first 'Question 1:'
-        else:
-            lines = split_lines(rest)
         if not re.search(r"\w", rest):
             raise InvalidSelfEdit("no words in it")
-        return self._edit(context, lines, **directives)
+        return self.edit(context, self.lines(rest), **directives)
+
+    def lines(self, text):
+        """A text of the policy -> its training lines. Questions with their answers get the form that exams have."""
+        if self.style == "self-qa":
+            parts = split_questions(PROMPTS["self-qa"][1] + text)  # the prompt already holds the first 'Question 1:'
+            return [world.question_line(*qa) if (qa := question_and_answer(part)) else " ".join(part.split()) for part in parts]
+        return split_lines(text)
 
     def passage_only(self, context):
-        return self._edit(context, [])
+        return self.edit(context, [])
 
     def oracle(self, context):
         """The self-edit of someone who knows: in the toy world what the passage implies, else the exam with its answers."""
-        return self._edit(context, context.oracle or [world.question_line(q, answers[0]) for q, answers in context.questions])
+        return self.edit(context, context.oracle or [world.question_line(q, answers[0]) for q, answers in context.questions])
 
     def winner(self, context, text):
         """What the M-step learns from: the prompt, and the text as the policy wrote it; only the text carries loss.
@@ -92,7 +97,7 @@ class Knowledge:
     def exam(self, context, in_context=False):
         """The ids of each question, without the passage; in_context puts it in front: the ladder's upper end."""
         before = f"{context.text}\n" if in_context else ""
-        return [self.tokenizer.encode(before + world.question_line(q)) for q, _ in context.questions]
+        return [[*self.tokenizer.bos, *self.tokenizer.encode(before + world.question_line(q))] for q, _ in context.questions]
 
     def grade(self, context, answers):
         """Answers to the exam, in order -> a number in [0, 1] for each."""
@@ -104,16 +109,23 @@ class Knowledge:
             return None
         return dict(Counter(world.kind_of(line, context.person) for line in split_lines(text)))
 
-    def _edit(self, context, lines, lr=None, epochs=None, loss="all"):
+    def edit(self, context, lines, lr=None, epochs=None, loss="all"):
+        """Training lines and directives -> SelfEdit, the passage last. The title stands above all but questions, which the exam asks without it."""
         title = f"{context.title}\n" if context.title else ""
         documents = []
         for line in lines:
             # A question is prompt, its answer completion: under `loss: completion` only the answer carries loss.
             found = re.match(r"(.*\bAnswer:)(.+)", line, re.DOTALL)
-            prompt, text = found.groups() if found else ("", line)
-            documents.append(Document.of(self.tokenizer, text + "\n", title + prompt, loss))
+            prompt, text = found.groups() if found else (title, line)
+            documents.append(Document.of(self.tokenizer, text + "\n", prompt, loss))
         documents.append(Document.of(self.tokenizer, context.text + "\n", title))
         return SelfEdit(tuple(documents), lr, epochs)
+
+
+def question_and_answer(text):
+    """'Question 3: ... Answer: ...' -> (question, answer), or None; what follows the answer's line is not a part of it."""
+    found = re.match(r"Question(?: \d+)?:\s*(.+?)\s*Answer(?: \d+)?:[^\S\n]*\n?[^\S\n]*(\S[^\n]*)", text, re.DOTALL)
+    return (" ".join(found[1].split()), found[2].strip()) if found else None
 
 
 # ---- grading -----------------------------------------------------------------------------------------------------------
@@ -146,22 +158,32 @@ def toy_contexts(n, world_seed):
     return out
 
 
-def read_contexts(path):
-    """Passages from a file: SQuAD's JSON, a list of {title, context, questions: [{question, answer}]}, or JSONL of that."""
-    path = Path(path)
+def read_text(path):
+    """A file of UTF-8 text, whole."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; expected a file of passages, JSON or JSONL") from None
+        raise UserError(f"{path} is a folder; expected a file") from None
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read {path} as text: {e}") from None
-    items = _squad(_json(path, text), path)
+        raise UserError(f"cannot read {path} as text in UTF-8: {e}") from None
+
+
+def read_contexts(path):
+    """Passages from a file: SQuAD's JSON, a list of {title, context, questions: [{question, answer}]}, or JSONL of that."""
+    items = _squad(_json(path, read_text(path)), path)
     contexts = [_context(item, f"{path}, passage {i + 1}", i) for i, item in enumerate(items)]
     if not contexts:
         raise UserError(f"{path} holds no passages")
     return contexts
+
+
+def read_questions(path):
+    """An exam from a file: a list of {question, answer} (or answers) as JSON or JSONL -> ((question, (accepted answers...)), ...)"""
+    items = _json(path, read_text(path))
+    items = items.get("questions") if isinstance(items, dict) and "questions" in items else items
+    return _context({"context": "-", "questions": items if isinstance(items, list) else [items]}, str(path), 0).questions
 
 
 def _json(path, text):
