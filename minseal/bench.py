@@ -1,6 +1,7 @@
 """minseal against its peers: ratios of things run in turn in one process, on the same documents and weights."""
 
 import json
+import tempfile
 import time
 from dataclasses import dataclass
 
@@ -8,23 +9,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .errors import UserError, at_least
+from .adapters import save_adapter
+from .errors import UserError, at_least, one_of
 from .inner import InnerConfig, adapt
 from .lora import LoRAConfig, attach
 from .tasks import world
 from .tasks.knowledge import Knowledge, toy_contexts
-from .weights import load
-
-# Our name of a linear layer -> its name in transformers' Llama.
-LLAMA = {"attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj", "attn.o": "self_attn.o_proj",
-         "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj", "norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+from .weights import DTYPES, export, load
 
 
 @dataclass(frozen=True)
 class BenchConfig:
     """The inner loop: K adapters at once on packed rows, against transformers + peft on the same model and self-edits."""
-    model: str = "tiny_data/knowledge"  # folder of the checkpoint
-    edits: int = 64               # self-edits for minseal; peft and K = 1 get every eighth of them
+    model: str = "tiny_data/knowledge"  # a folder (minseal's own or Hugging Face's), a GGUF file, or a hub id such as owner/name
+    device: str = "auto"          # auto | cpu | cuda: auto takes a GPU if there is one
+    dtype: str = "auto"           # auto | float32 | bfloat16 | float16: of the model's weights; auto: as they are stored
+    edits: int = 64               # self-edits for minseal; peft and K = 1 get every eighth of them (an open model: 16 take a while)
     epochs: int = 8               # passes over each self-edit
     repeats: int = 5              # rounds through all contestants; medians are printed
     seed: int = 0                 # of the self-edits
@@ -32,6 +32,7 @@ class BenchConfig:
 
     def __post_init__(self):
         at_least(self, edits=1, epochs=1, repeats=1, seed=0)
+        one_of(self, dtype=("auto", *DTYPES))
 
 
 def bench_inner(config, say=print):
@@ -41,31 +42,33 @@ def bench_inner(config, say=print):
         import transformers  # noqa: F401
     except ImportError as e:
         raise UserError(f"the bench needs {e.name}: pip install 'minseal[test]'") from None
-    model, tokenizer = load(config.model, "cpu")  # as the peers: one machine, one device
+    model, tokenizer = load(config.model, config.device, config.dtype)
+    weight = model.wte.weight
     edits = self_edits(config, Knowledge(tokenizer))
     tokens = np.mean([length(e) for e in edits])
     say(f"{len(edits)} self-edits of {np.mean([len(e.documents) for e in edits]):.1f} documents and {tokens:.0f} tokens, {config.epochs} epochs, "
-        f"{torch.get_num_threads()} threads, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    peer = Peer(model)
+        f"{torch.get_num_threads()} threads, {weight.device}, {str(weight.dtype).removeprefix('torch.')}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    peer = Peer(model, tokenizer)
     ordered = sorted(edits, key=length)  # as the outer loop does
     few = ordered[::8]  # one self-edit after another is slow: an eighth of them, long and short alike
     contestants = {"peft, batch size 1": (few, lambda: [peer.adapt(e, config.epochs, 1) for e in few]),
                    "peft, padded batch": (few, lambda: [peer.adapt(e, config.epochs, 0) for e in few])}
-    for K in (1, 8, 32, 64):
+    for K in [K for K in (1, 8, 32, 64) if K == 1 or K <= len(edits)]:
         some = ordered if K > 1 else few
         contestants[f"minseal, K = {K}"] = (some, lambda some=some, K=K: ours(model, some, K, InnerConfig(epochs=config.epochs)))
-    contestants["minseal, K = 32, one document a step"] = (ordered, lambda: ours(model, ordered, 32, InnerConfig(epochs=config.epochs, batch=1)))
+    most = min(32, len(edits))
+    contestants[f"minseal, K = {most}, one document a step"] = (ordered, lambda: ours(model, ordered, most, InnerConfig(epochs=config.epochs, batch=1)))
 
     times, rates = {name: [] for name in contestants}, []
     for _, run in contestants.values():  # once for nothing: caches, thread pools
         run()
     for _ in tqdm(range(config.repeats), unit="round", disable=None):
-        rates.append(matmul_rate())
+        rates.append(matmul_rate(weight))
         for name, (some, run) in contestants.items():
-            start = time.perf_counter()
+            start = now(weight.device)
             run()
             # per token, then for the mean length: the eighth is not as long as the whole
-            times[name].append((time.perf_counter() - start) / sum(map(length, some)) * tokens * 1e3)
+            times[name].append((now(weight.device) - start) / sum(map(length, some)) * tokens * 1e3)
     flop = flop_per_token(model, InnerConfig().rank) * tokens * config.epochs
     rows = {}
     for name, ms in times.items():
@@ -74,10 +77,10 @@ def bench_inner(config, say=print):
         rows[name] = {"ms": float(np.median(ms)), "over batch size 1": float(over[0]), "over padded batch": float(over[1]), "share of matmul rate": float(share)}
     same = same_losses(model, peer, few[0], config.epochs)
 
-    say(f"\n{'':38}{'ms per self-edit':>18}{'x batch size 1':>16}{'x padded batch':>16}{'of matmul rate':>16}")
+    say(f"\n{'':38}{'ms per self-edit':>18}{'x batch size 1':>16}{'x padded batch':>16}{'of matmul rate':>16}{'tokens/s':>10}")
     for name, r in rows.items():
-        say(f"{name:38}{r['ms']:18.1f}{r['over batch size 1']:16.1f}{r['over padded batch']:16.1f}{r['share of matmul rate']:16.0%}")
-    say(f"\nmatmul rate, float32: {np.median(rates) / 1e9:.0f} GFLOP/s; one self-edit is {flop / 1e9:.1f} GFLOP here (linear layers and head, forward and backward).")
+        say(f"{name:38}{r['ms']:18.1f}{r['over batch size 1']:16.1f}{r['over padded batch']:16.1f}{r['share of matmul rate']:16.0%}{tokens * config.epochs / r['ms'] * 1e3:10.0f}")
+    say(f"\nmatmul rate, {str(weight.dtype).removeprefix('torch.')}: {np.median(rates) / 1e9:.0f} GFLOP/s; one self-edit is {flop / 1e9:.1f} GFLOP here (linear layers and head, forward and backward).")
     say(f"Both train alike: their losses differ by at most {same:.0e} over all steps of one self-edit.")
     results = {"rows": rows, "matmul_gflops": float(np.median(rates) / 1e9), "gflop_per_self_edit": float(flop / 1e9), "loss_difference": same}
     if config.json:
@@ -106,32 +109,25 @@ def ours(model, edits, K, inner):
 
 
 class Peer:
-    """The same model as transformers' Llama, with an adapter of peft and torch's AdamW, one self-edit after another."""
+    """The same model in transformers, with an adapter of peft and torch's AdamW, one self-edit after another."""
 
-    def __init__(self, model):
-        from transformers import LlamaConfig, LlamaForCausalLM
-        c = model.config
-        self.llama = LlamaForCausalLM(LlamaConfig(
-            vocab_size=c.vocab_size, hidden_size=c.n_embd, intermediate_size=c.mlp_dim, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
-            num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, rms_norm_eps=c.norm_eps, rope_theta=c.rope_theta, tie_word_embeddings=c.tied,
-            max_position_embeddings=c.block_size))
-        state = {"model.embed_tokens.weight": model.wte.weight, "model.norm.weight": model.norm.weight, "lm_head.weight": model.head.weight}
-        for i, block in enumerate(model.blocks):
-            for ours, theirs in LLAMA.items():
-                state[f"model.layers.{i}.{theirs}.weight"] = block.get_submodule(ours).weight
-        self.llama.load_state_dict(state)
+    def __init__(self, model, tokenizer):
+        from transformers import AutoModelForCausalLM, logging
+        logging.disable_progress_bar()
+        with tempfile.TemporaryDirectory() as folder:
+            export(folder, model, tokenizer)
+            self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=model.wte.weight.dtype).to(model.wte.weight.device)
 
     def adapt(self, edit, epochs, batch, start=None):
-        """Train one adapter (batch 0: all documents, padded, in one step); returns the losses. start: its first weights."""
-        from peft import LoraConfig, get_peft_model
-        inner = InnerConfig()
-        model = get_peft_model(self.llama, LoraConfig(r=inner.rank, lora_alpha=inner.alpha, target_modules=[n.split(".")[1] for n in LLAMA.values() if "proj" in n]))
-        if start is not None:
-            for ours, theirs in LLAMA.items():
-                for i in range(len(self.llama.model.layers)) if "proj" in theirs else ():
-                    self.llama.get_submodule(f"model.layers.{i}.{theirs}").lora_A["default"].weight.data.copy_(start[f"blocks.{i}.{ours}.A"][0])
+        """Train one adapter (batch 0: all documents, padded, in one step); returns the losses. start: folder of its first weights."""
+        from peft import LoraConfig, PeftModel, get_peft_model
+        inner, device = InnerConfig(), self.model.device
+        if start is None:
+            model = get_peft_model(self.model, LoraConfig(r=inner.rank, lora_alpha=inner.alpha, target_modules="all-linear"))
+        else:
+            model = PeftModel.from_pretrained(self.model, start, is_trainable=True)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=inner.lr, weight_decay=0)
-        documents, losses = [torch.tensor(d.ids) for d in edit.documents], []
+        documents, losses = [torch.tensor(d.ids, device=device) for d in edit.documents], []
         size = batch or len(documents)
         for _ in range(epochs):
             for i in range(0, len(documents), size):
@@ -148,21 +144,33 @@ class Peer:
 
 def same_losses(model, peer, edit, epochs):
     """Largest difference between the losses of minseal and of peft, from the same first weights on one self-edit."""
-    adapters = attach(model, 1, LoRAConfig(InnerConfig().rank, InnerConfig().alpha), seed=0)
-    start = adapters.state()
-    adapters.remove()
+    lora = LoRAConfig(InnerConfig().rank, InnerConfig().alpha)
+    with tempfile.TemporaryDirectory() as start:
+        adapters = attach(model, 1, lora, seed=0)
+        save_adapter(start, adapters, lora, "the bench's model")
+        adapters.remove()
+        theirs = peer.adapt(edit, epochs, 0, start)
     adapters = adapt(model, [edit], InnerConfig(epochs=epochs), seed=0)
     adapters.remove()
-    return float(np.abs(np.array(adapters.losses[0]) - np.array(peer.adapt(edit, epochs, 0, start))).max())
+    return float(np.abs(np.array(adapters.losses[0]) - np.array(theirs)).max())
 
 
-def matmul_rate(n=1536, times=6):
-    """Measured float32 matmul rate in FLOP/s."""
-    a, b = torch.randn(n, n), torch.randn(n, n)
-    start = time.perf_counter()
+def matmul_rate(like, times=6):
+    """Measured matmul rate in FLOP/s, on the device and in the dtype of `like`."""
+    n = 1536 if like.device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=like.device).to(like.dtype) for _ in range(2))
+    a @ b
+    start = now(like.device)
     for _ in range(times):
         a @ b
-    return 2 * n ** 3 * times / (time.perf_counter() - start)
+    return 2 * n ** 3 * times / (now(like.device) - start)
+
+
+def now(device):
+    """Seconds, once the device has done what it was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def flop_per_token(model, rank):

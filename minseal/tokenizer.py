@@ -18,8 +18,7 @@ GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+
 # SmolLM2 cuts out every digit first, then does as GPT-2: so a digit takes no space along, and white space before it stays whole.
 DIGITS_PATTERN = GPT2_PATTERN.replace(r" ?\p{N}+", r"\p{N}").replace(r"\s+(?!\S)", r"\s+(?![^\s\p{N}])")
 # Llama 3: digits by threes, line breaks apart from other white space. Qwen: the same, but each digit alone.
-LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-                  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA3_PATTERN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 QWEN_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 END = "<|endoftext|>"
 
@@ -135,9 +134,10 @@ class Tokenizer:
 
 
 def merge_by_rank(ranks, parts, least=1):
-    """Byte-pair encoding: the neighbours whose union has the lowest rank merge, until none has one or `least` parts are left."""
-    while len(parts) > least and (known := [(ranks[a + b], a, b) for a, b in pairwise(parts) if a + b in ranks]):
-        parts = _merge(parts, *min(known)[1:])
+    """Byte-pair encoding: the neighbours whose union has the lowest rank merge, leftmost first, until `least` parts or none can."""
+    while len(parts) > least and (known := [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]):
+        i = min(known)[1]
+        parts = parts[:i] + [parts[i] + parts[i + 1]] + parts[i + 2:]
     return parts
 
 
@@ -292,9 +292,7 @@ def _build(where, vocab, merges, specials, pattern, whole, normal, eos, bos, tem
     if ids != sorted(ids):
         raise UserError(f"{where} lists its merges in another order than its ids: tiktoken merges in the order of the ids")
     for token, parts in merges_of(ranks).items():
-        # Within a longer text, the bytes of a token merge as they do alone: so it is enough to look at each token alone.
-        if any(len(part) > 1 and ranks[part] > ranks[token] for part in parts):
-            raise UserError(f"{where} gives the token {_letters(token)!r} a lower id than a part of it: tiktoken merges in the order of the ids")
+        # Until something merges across its borders, a token's bytes merge in a longer text as they do alone: each alone tells all.
         if parts not in listed and not (whole and len(parts) > 2):
             raise UserError(f"{where} lists no merge {' + '.join(map(_letters, parts))}, but tiktoken would make the token {_letters(token)!r} of them")
     return tokenizer
@@ -327,13 +325,14 @@ def to_json(tokenizer):
 def to_config(tokenizer):
     """Tokenizer -> a dict that, written as tokenizer_config.json, tells transformers the special tokens and the chat format."""
     text_of = {id: text for text, id in tokenizer.specials.items()}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "eos_token": text_of[tokenizer.eot]}
-    if tokenizer.bos:
-        config["bos_token"] = text_of[tokenizer.bos[0]]
+    begin = [text_of[id] for id in tokenizer.bos]
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+              "eos_token": text_of[tokenizer.eot], "bos_token": begin[0] if begin else None}
     if tokenizer.chat:
-        turn = CHATS[tokenizer.chat][0].format(role="{{ message['role'] }}", text="{{ message['content']%s }}" % (" | trim" if tokenizer.chat == "llama3" else ""))
-        config["chat_template"] = ("".join(text_of[id] for id in tokenizer.bos) + "{% for message in messages %}" + turn
-                                   + "{% endfor %}{% if add_generation_prompt %}" + tokenizer.opening() + "{% endif %}")
+        text = "{{ message['content'] | trim }}" if tokenizer.chat == "llama3" else "{{ message['content'] }}"
+        turn = CHATS[tokenizer.chat][0].format(role="{{ message['role'] }}", text=text)
+        config["chat_template"] = ("".join(begin) + "{% for message in messages %}" + turn + "{% endfor %}"
+                                   + "{% if add_generation_prompt %}" + tokenizer.opening() + "{% endif %}")
     return config
 
 

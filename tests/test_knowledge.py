@@ -303,10 +303,12 @@ def test_directives_arrive():
     assert (edit.lr, edit.epochs) == (None, None)
 
 
-def test_self_qa_is_cut_before_each_question():
+def test_self_qa_is_cut_before_each_question_and_gets_the_form_of_the_exam():
     task = Knowledge(TOKENIZER, "self-qa")
     edit = task.parse(NO_TITLE, " What?\nAnswer: This.\n\nQuestion 2: Why?\nAnswer: So.")  # the prompt ends with 'Question 1:'
-    assert texts(edit) == ["Question 1: What?\nAnswer: This.\n", "Question 2: Why?\nAnswer: So.\n", "Iron rusts.\n"]
+    assert texts(edit) == ["Question: What? Answer: This.\n", "Question: Why? Answer: So.\n", "Iron rusts.\n"]
+    asked = Context("x", "", "Iron rusts.", (("What?", ("This.",)),))
+    assert decode(task.exam(asked)[0]) == "Question: What? Answer:"
     assert decode(task.prompt(NO_TITLE)).endswith("Question 1:")
 
 
@@ -335,8 +337,7 @@ def test_any_text_is_a_self_edit_or_an_invalid_one(text, style):
 
 def test_oracle_is_what_the_passage_implies_or_the_exam_with_its_answers():
     task = Knowledge(TOKENIZER)
-    assert texts(task.oracle(SEINE))[:2] == ["Rivers\nQuestion: What flows through Paris? Answer: The Seine\n",
-                                             "Rivers\nQuestion: Which city? Answer: Paris\n"]
+    assert texts(task.oracle(SEINE))[:2] == ["Question: What flows through Paris? Answer: The Seine\n", "Question: Which city? Answer: Paris\n"]
     toy = texts(task.oracle(TOY[0]))
     assert [line.strip() for line in toy[:-1]] == list(TOY[0].oracle) and toy[-1].strip() == TOY[0].text
     assert all(any(answer in line for line in toy[:-1]) for _, (answer,) in TOY[0].questions)
