@@ -74,8 +74,9 @@ def load_adapter(path, model, name="this model"):
             A, B = (found[f"{theirs}.lora_{ab}.weight"].read().float() if f"{theirs}.lora_{ab}.weight" in found else torch.empty(0, 0) for ab in "AB")
             if third is not None and len(B) == 3 * module.out_features:
                 B = B.chunk(3)[third]                                                       # (out, R)
-                if (mine := B.any(0)).any() and not mine.all():  # q, k and v side by side: take back this one's part
-                    A, B = A[mine], B[:, mine]
+                mine = B.any(0)                                                             # (R,), q, k and v side by side: take back this one's part
+                mine[:settings["r"]] |= not mine.any()
+                A, B = A[mine], B[:, mine]                                                  # (fewer R, in), (out, fewer R)
             if A.dim() != 2 or A.shape[1] != module.in_features or tuple(B.shape) != (module.out_features, len(A)):
                 raise UserError(f"{path} was made for another model ({base}) than {name}: A {tuple(A.shape)} and B {tuple(B.shape)} of {theirs} "
                                 f"do not fit {layer}, which is ({module.out_features}, {module.in_features})")
