@@ -210,7 +210,7 @@ def notes_text(sections, notes):
 
 def read_notes(path):
     """{section's number: notes} from a file that notes_text() made."""
-    text = read_document(path)
+    text = read_text(path)
     parts = re.split(r"^## Section (\d+):.*$", text, flags=re.MULTILINE)
     if len(parts) < 3:
         raise UserError(f"{path} holds no line '## Section 1: ...': expected notes as `minseal learn` writes them")
