@@ -22,6 +22,7 @@ from .model import GPT, GPTConfig, rope_frequencies, rope_table
 from .tokenizer import Tokenizer
 
 EXPECTED = "expected a folder with config.json and *.safetensors (or minseal's own), a GGUF file, or a hub id such as owner/name"
+LARGEST_TABLE = 2**28  # values of cos and of sin, which are made whole: 1 GB each. Qwen2.5's million tokens need half of it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -140,7 +141,7 @@ def make_config(values, where, keys={}):
         config = GPTConfig(**values)
         if config.position == "rope" and (config.head_dim % 2 or not rope_frequencies(config).isfinite().all()):
             raise ValueError("rotary positions need an even head_dim, and 4 numbers if they are scaled")
-        if config.position == "rope" and config.block_size * config.head_dim > 2**28:  # the table is made whole: 1 GB each of cos and sin
+        if config.position == "rope" and config.block_size * config.head_dim > LARGEST_TABLE:
             raise ValueError(f"{name_of['block_size']} is {config.block_size}: its table of rotary positions has no room")
         return config
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as e:

@@ -360,6 +360,18 @@ def test_special_ids_decode_to_nothing_and_unknown_ids_are_named():
         assert not isinstance(e.value, UserError)
 
 
+def test_ids_with_a_gap():
+    mine = Tokenizer({bytes([b]): b + 3 for b in range(256)}, specials={END: 999})
+    assert mine.vocab_size == 1000 and mine.eot == 999 and mine.decode(mine.encode("Hi")) == "Hi"
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(to_json(mine)))
+    assert theirs.token_to_id(END) == 999 and theirs.encode("Hi").ids == mine.encode("Hi")
+
+
+def test_what_is_done_to_a_written_dict_does_not_come_back():
+    to_json(TOKENIZER)["pre_tokenizer"]["pretokenizers"].clear()
+    assert to_json(TOKENIZER)["pre_tokenizer"]["pretokenizers"]
+
+
 # ---- Settings ----
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -526,6 +538,15 @@ def test_a_pattern_of_ones_own_cannot_be_written_as_tokenizer_json():
 
 
 # ---- Older files, and GGUF ----
+
+def test_an_older_tokenizer_json_is_read():
+    """Merges as "a b", no type of the model, and no use_regex, which then is on."""
+    data = json.loads(their_json("gpt2"))
+    mine = in_both("gpt2", merges=[" ".join(pair) for pair in data["model"]["merges"]])[0]
+    del data["pre_tokenizer"]["use_regex"], data["model"]["type"]
+    again = from_json(data)
+    assert (again.ranks, again.settings()) == (mine.ranks, mine.settings())
+
 
 def test_older_files_of_gpt2_are_read():
     data = json.loads(their_json("gpt2"))
