@@ -6,7 +6,7 @@ import numpy as np
 
 from .errors import UserError, at_least, one_of
 from .inner import InnerConfig
-from .outer import OuterConfig, exam_score, mix_seed, parts, rest_em, try_out
+from .outer import REWARDS, OuterConfig, exam_score, mix_seed, parts, rest_em, try_out
 from .sample import sample
 from .tasks.knowledge import GRADES, PROMPTS, Knowledge, read_contexts, toy_contexts
 from .weights import DTYPES, load
@@ -23,6 +23,7 @@ class KnowledgeConfig:
     grade: str = "exact"          # exact | contains | f1: how an answer is graded (after SQuAD's normalisation)
     prompt: str = "notes"         # notes | implications | implications-long | implications-very-long | rewrite | self-qa | none: how the policy is asked
     other_prompts: str = "auto"   # prompts, comma between, whose untrained notes are measured beside; auto: none in the toy world, else implications,rewrite,self-qa
+    edit_tokens: int = 192        # longest self-edit
     model: str = "tiny_data/knowledge"  # a folder (minseal's own or Hugging Face's), a GGUF file, or a hub id such as owner/name
     device: str = "auto"          # auto | cpu | cuda: auto takes a GPU if there is one
     dtype: str = "auto"           # auto | float32 | bfloat16 | float16: of the model's weights; auto: as they are stored
@@ -31,7 +32,7 @@ class KnowledgeConfig:
     outer: OuterConfig = field(default_factory=lambda: OuterConfig(contexts=0))  # contexts 0: see settle()
 
     def __post_init__(self):
-        at_least(self, seed=0, world_seed=0, eval_contexts=0, reliability_contexts=0)
+        at_least(self, seed=0, world_seed=0, edit_tokens=1, eval_contexts=0, reliability_contexts=0)
         one_of(self, grade=GRADES, prompt=PROMPTS, dtype=("auto", *DTYPES))
         if unknown := [p for p in others(self) if p not in PROMPTS]:
             raise UserError(f"--other-prompts names {unknown[0]!r}; expected some of {', '.join(PROMPTS)}")
@@ -52,6 +53,10 @@ def settle(config):
     return replace(config, eval_contexts=held_out, other_prompts=beside, outer=replace(config.outer, contexts=config.outer.contexts or max(1, min(64, left))))
 
 
+def task_of(config, tokenizer, style):
+    return Knowledge(tokenizer, style, config.grade, edit_tokens=config.edit_tokens)
+
+
 def contexts_of(config, task, block_size):
     """(train, eval): disjoint contexts; --data is split by seed, the toy world by world_seed. One too long for the model is refused."""
     needed, held_out = config.outer.contexts, config.eval_contexts
@@ -70,8 +75,9 @@ def contexts_of(config, task, block_size):
     both = {c.text for c in train} & {c.text for c in own}
     if both:
         raise UserError(f"{len(both)} passages are in the training and in the eval data, the first: {min(both)[:60]!r}")
+    ways = [task, *(task_of(config, task.tokenizer, style) for style in others(config))]
     for c in own + train:
-        n = max(len(task.prompt(c)) + task.edit_tokens, *(len(p) + task.answer_tokens for p in task.exam(c, in_context=True)))
+        n = max(*(len(way.prompt(c)) + way.edit_tokens for way in ways), *(len(p) + task.answer_tokens for p in task.exam(c, in_context=True)))
         if n > block_size:
             raise UserError(f"passage {c.id!r} needs {n} tokens with what is written after it; the model reads {block_size}")
     return train, own
@@ -95,7 +101,7 @@ def control_of(outer):
 def run_knowledge(config, run, say=print):
     """Walk the ladder. Every step goes through `run` (runs.py), so a killed run goes on where it was; `run` holds the results."""
     policy, tokenizer = load(config.model, config.device, config.dtype)
-    task = Knowledge(tokenizer, config.prompt, config.grade)
+    task = task_of(config, tokenizer, config.prompt)
     train, held_out = contexts_of(config, task, policy.config.block_size)
     say(f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters, {len(train)} contexts to train on, {len(held_out)} held out")
     outer, inner, seed = config.outer, config.inner, config.seed
@@ -104,8 +110,8 @@ def run_knowledge(config, run, say=print):
     def write(contexts, n, seed, task=task):
         return sample(policy, tokenizer, [task.prompt(c) for c in contexts], n, task.edit_tokens, outer.temperature, outer.top_p, seed=seed)
 
-    def train_and_examine(contexts, edits, seed=seed, task=task):
-        return try_out(policy, tokenizer, task, list(zip(contexts, edits)), inner, outer.at_once, seed=seed)
+    def train_and_examine(contexts, edits, seed=seed, task=task, reward=exam_score):
+        return try_out(policy, tokenizer, task, list(zip(contexts, edits)), inner, outer.at_once, reward, seed)
 
     def own_notes(task=task):
         return train_and_examine(held_out, [text for (text,) in write(held_out, 1, mix_seed(seed, 99), task)], task=task)
@@ -124,7 +130,7 @@ def run_knowledge(config, run, say=print):
     run.remember("no adaptation", lambda: without_training(False))
     run.remember("passage only", lambda: train_and_examine(held_out, [task.passage_only(c) for c in held_out]))
     for style in others(config):  # RL is compared with the best prompt, not with the worst
-        run.remember(f"own notes, {style}", lambda: own_notes(Knowledge(tokenizer, style, config.grade)))
+        run.remember(f"own notes, {style}", lambda: own_notes(task_of(config, tokenizer, style)))
     run.remember("own notes", own_notes)
     run.remember("three self-edits before", three_of_one)
     history = outer_loop("round", outer)
@@ -135,7 +141,7 @@ def run_knowledge(config, run, say=print):
     some = {c.id: c for c in train[:config.reliability_contexts]}
     trials = [t for t in history[0]["trials"] if t["context"] in some] if history else []
     for i in (1, 2):
-        run.remember(f"reliability, run {i}", lambda: train_and_examine([some[t["context"]] for t in trials], [t["text"] for t in trials], seed + i))
+        run.remember(f"reliability, run {i}", lambda: train_and_examine([some[t["context"]] for t in trials], [t["text"] for t in trials], seed + i, reward=REWARDS[outer.reward]))
     if config.control:
         outer_loop("control", control_of(outer))
         policy.load_state_dict(original)

@@ -219,7 +219,7 @@ def read_notes(path):
 
 def self_edit(tokenizer, sections, notes):
     """All notes and sections as one SelfEdit."""
-    task = Knowledge(tokenizer, "self-qa")
+    task = Knowledge(tokenizer, topic=False)
     return SelfEdit(tuple(d for i, s in enumerate(sections, 1)
                           for d in task.edit(s, [line for line in notes.get(i, "").split("\n") if line.strip()]).documents))
 

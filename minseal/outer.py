@@ -4,9 +4,10 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from .errors import UserError, at_least, one_of
-from .inner import InnerConfig, adapt, side_by_side
+from .inner import InnerConfig, adapt, losses, side_by_side
 from .lora import LoRAConfig, attach
 from .sample import sample
 from .selfedit import InvalidSelfEdit, SelfEdit
@@ -30,13 +31,14 @@ class OuterConfig:
     samples: int = 8              # self-edits of each context (paper: 5)
     temperature: float = 1.0      # of sampling self-edits (paper: 1)
     top_p: float = 1.0            # sample among the likeliest tokens with this much probability (paper: 0.95)
+    reward: str = "exam"          # exam | likelihood: share of the exam answered right, or how likely its answers are to the adapted student (finer: hardly any ties)
     select: str = "best"          # best | positive | random: which self-edits of a context the policy learns from
     at_once: int = 16             # adapters trained side by side; more need more memory
     m_step: MStepConfig = field(default_factory=MStepConfig)
 
     def __post_init__(self):
         at_least(self, rounds=0, contexts=0, samples=1, temperature=0, top_p=0, at_once=1)
-        one_of(self, select=("best", "positive", "random"))
+        one_of(self, reward=("exam", "likelihood"), select=("best", "positive", "random"))
 
 
 def forgetful(step, compute):
@@ -50,7 +52,7 @@ def rest_em(policy, tokenizer, task, contexts, config=OuterConfig(), inner=Inner
 
     task: has prompt, parse, passage_only, winner, exam, grade, mix, edit_tokens, answer_tokens, stop (tasks/knowledge.py is one).
     student: the model that trains on the self-edits; None is SEAL, where it is the policy itself.
-    reward: function(student, tokenizer, task, contexts, adapters) -> one dict with a 'reward' for each adapter.
+    reward: function(student, tokenizer, task, contexts, adapters) -> one dict with a 'reward' for each adapter; None: config.reward.
     remember(step, compute), keep(step, compute): return compute() or, after a kill, what it returned before it; remember
         holds trials, keep holds tensors.
     on_round(round, record): called after each M-step.
@@ -59,7 +61,7 @@ def rest_em(policy, tokenizer, task, contexts, config=OuterConfig(), inner=Inner
     for r in range(1, config.rounds + 1):
         n = min(config.contexts or 64, len(contexts))
         batch = [contexts[i % len(contexts)] for i in range((r - 1) * n, r * n)]
-        trials = e_step(policy, tokenizer, task, batch, config, inner, student or policy, reward or exam_score,
+        trials = e_step(policy, tokenizer, task, batch, config, inner, student or policy, reward or REWARDS[config.reward],
                         seed, r, lambda step, compute: remember(f"{r} {step}", compute))
         winners = select(trials, config.select, np.random.default_rng(mix_seed(seed, r)))
         m_step(policy, task, batch, winners, config, mix_seed(seed, r), lambda compute: keep(f"{r} M-step", compute))
@@ -147,6 +149,21 @@ def exam_score(student, tokenizer, task, contexts, adapters=None, in_context=Fal
         grades = task.grade(context, answers)
         results.append({"reward": float(np.mean(grades)), "answers": answers, "grades": grades})
     return results
+
+
+@torch.no_grad()
+def answer_likelihood(student, tokenizer, task, contexts, adapters=None):
+    """A finer reward, for models that fail most exams: the geometric mean of the probabilities that the adapted student gives
+    to the tokens of the right answers, the context out of sight.
+
+    Paper: the share of right answers. Here, if asked for: with five questions, of which a small model answers one, most
+    self-edits of a context have the same share, and there is nothing to choose.
+    """
+    loss = losses(student, [[[d] for d in task.answers(c)] for c in contexts])              # (K,)
+    return [{"reward": value} for value in torch.exp(-loss).tolist()]
+
+
+REWARDS = {"exam": exam_score, "likelihood": answer_likelihood}
 
 
 def select(trials, how, rng):

@@ -60,8 +60,10 @@ def choose(logits, dice, temperature, top_p):
         return logits.argmax(-1)                                                            # (B,)
     probs = torch.softmax(logits.double() / temperature, -1)                                # (B, V)
     if top_p < 1:
-        ranked, order = probs.sort(-1, descending=True)                                     # (B, V)
-        drop = ranked.cumsum(-1) - ranked >= top_p                                          # (B, V)
+        ranked, order = probs.topk(min(1024, probs.shape[-1]))                              # (B, N), N likeliest tokens
+        if (ranked.sum(-1) < top_p).any():  # seldom: sorting a large vocabulary at every token costs more than the model
+            ranked, order = probs.sort(-1, descending=True)                                 # (B, V)
+        drop = ranked.cumsum(-1) - ranked >= top_p                                          # (B, N)
         drop[:, 0] = False  # the likeliest token always stays
         ranked[drop] = 0
         probs = torch.zeros_like(probs).scatter(-1, order, ranked)                          # (B, V)

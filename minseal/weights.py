@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import tokenizer as tokenizers
+from . import vocab
 from .errors import UserError
 from .families import FAMILIES, GGUF_FUSED, GGUF_KEYS, GGUF_NAMES, LLAMA3_ROPE, located, names_of
 from .files import Stored, first_line, load_tensors, read_gguf, read_json, read_shards, write_folder, write_json, write_safetensors
@@ -221,10 +221,10 @@ def tokenizer_of(path):
     if (path / "chat_template.jinja").is_file():
         settings["chat_template"] = (path / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
     if (path / "tokenizer.json").is_file():
-        return tokenizers.from_json(read_json(path / "tokenizer.json"), settings, path / "tokenizer.json")
+        return vocab.from_json(read_json(path / "tokenizer.json"), settings, path / "tokenizer.json")
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         merges = (path / "merges.txt").read_text(encoding="utf-8", errors="replace")
-        return tokenizers.from_vocab(read_json(path / "vocab.json"), merges, settings, path / "vocab.json")
+        return vocab.from_vocab(read_json(path / "vocab.json"), merges, settings, path / "vocab.json")
     kind = "a SentencePiece tokenizer (tokenizer.model)" if (path / "tokenizer.model").is_file() else "no tokenizer.json"
     raise UserError(f"{path} holds {kind}; minseal reads byte-level BPE from tokenizer.json, or from vocab.json and merges.txt")
 
@@ -240,7 +240,7 @@ def export(path, model, tokenizer):
     tensors = {(name if name.startswith("lm_head") else prefix + name): parts[0] if len(parts) == 1 else torch.cat(parts, -1) for name, parts in tensors.items()}
     about |= {"dtype": str(model.wte.weight.dtype).removeprefix("torch."), "eos_token_id": tokenizer.eot, "bos_token_id": next(iter(tokenizer.bos), None)}
     write_folder(path, {"model.safetensors": write_safetensors(tensors), "config.json": write_json(about),
-                        "tokenizer.json": write_json(tokenizers.to_json(tokenizer)), "tokenizer_config.json": write_json(tokenizers.to_config(tokenizer))})
+                        "tokenizer.json": write_json(vocab.to_json(tokenizer)), "tokenizer_config.json": write_json(vocab.to_config(tokenizer))})
 
 
 def describe(config):
@@ -290,7 +290,7 @@ def open_gguf(path):
         heads = {"attn_q": config.n_head, "attn_k": config.n_kv_head}.get(theirs.split(".")[-2])
         return theirs, half_split(heads) if kind == "llama" and heads else turn
 
-    return config, tensors, names, tokenizers.from_gguf(about, path)
+    return config, tensors, names, vocab.from_gguf(about, path)
 
 
 def half_split(heads):

@@ -53,7 +53,7 @@ def finished(tmp_path_factory):
 def untrained(tmp_path_factory):
     """The folder of a model that knows nothing, for runs that are about the way and not the scores."""
     folder = tmp_path_factory.mktemp("models") / "untrained"
-    config = GPTConfig(vocab_size=TOKENIZER.vocab_size, block_size=512, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, head_dim=8, mlp_dim=16)
+    config = GPTConfig(vocab_size=TOKENIZER.vocab_size, block_size=1024, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, head_dim=8, mlp_dim=16)
     save(folder, GPT(config).init_weights(torch.Generator().manual_seed(0)).eval(), TOKENIZER, {})
     return str(folder)
 

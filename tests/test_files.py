@@ -1,7 +1,6 @@
 """Tensors on disk: what safetensors and gguf write is read to the bit, what we write they read; no damage gives anything but one line."""
 
 import json
-import math
 import sys
 
 import gguf

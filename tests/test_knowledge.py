@@ -273,8 +273,8 @@ def test_a_prompt_may_hold_braces():
 def test_documents_are_the_lines_and_the_passage_last():
     task = Knowledge(TOKENIZER)
     assert texts(task.parse(NO_TITLE, "One.\n\nTwo.\n")) == ["One.\n", "Two.\n", "Iron rusts.\n"]
-    assert texts(task.parse(SEINE, "One.\n---\nTwo.")) == ["Rivers\nOne.\n", "Rivers\nTwo.\n", "Rivers\nThe Seine flows through Paris.\n"]
-    assert texts(task.passage_only(SEINE)) == ["Rivers\nThe Seine flows through Paris.\n"]
+    assert texts(task.parse(SEINE, "One.\n---\nTwo.")) == ["Topic: Rivers\nOne.\n", "Topic: Rivers\nTwo.\n", "Topic: Rivers\nThe Seine flows through Paris.\n"]
+    assert texts(task.passage_only(SEINE)) == ["Topic: Rivers\nThe Seine flows through Paris.\n"]
 
 
 def test_all_tokens_carry_loss_by_default():
@@ -284,7 +284,7 @@ def test_all_tokens_carry_loss_by_default():
 
 def test_under_completion_only_the_answer_of_a_question_carries_loss():
     edit = Knowledge(TOKENIZER).parse(SEINE, "loss: completion\nOne.\nQuestion: Why? Answer: So.")
-    assert texts(edit)[:2] == ["Rivers\nOne.\n", "Question: Why? Answer: So.\n"]
+    assert texts(edit)[:2] == ["Topic: Rivers\nOne.\n", "Topic: Rivers\nQuestion: Why?\nAnswer: So.\n"]
     assert loss_texts(edit)[:2] == ["One.\n", " So.\n"]
 
 
@@ -298,7 +298,7 @@ def test_a_question_of_the_exam_and_one_of_a_note_have_the_same_tokens():
 
 def test_directives_arrive():
     edit = Knowledge(TOKENIZER).parse(SEINE, "lr: 0.01\nepochs: 3\nOne.")
-    assert (edit.lr, edit.epochs) == (0.01, 3) and texts(edit)[0] == "Rivers\nOne.\n"
+    assert (edit.lr, edit.epochs) == (0.01, 3) and texts(edit)[0] == "Topic: Rivers\nOne.\n"
     edit = Knowledge(TOKENIZER).parse(SEINE, "One.")
     assert (edit.lr, edit.epochs) == (None, None)
 
@@ -306,9 +306,9 @@ def test_directives_arrive():
 def test_self_qa_is_cut_before_each_question_and_gets_the_form_of_the_exam():
     task = Knowledge(TOKENIZER, "self-qa")
     edit = task.parse(NO_TITLE, " What?\nAnswer: This.\n\nQuestion 2: Why?\nAnswer: So.")  # the prompt ends with 'Question 1:'
-    assert texts(edit) == ["Question: What? Answer: This.\n", "Question: Why? Answer: So.\n", "Iron rusts.\n"]
+    assert texts(edit) == ["Question: What?\nAnswer: This.\n", "Question: Why?\nAnswer: So.\n", "Iron rusts.\n"]
     asked = Context("x", "", "Iron rusts.", (("What?", ("This.",)),))
-    assert decode(task.exam(asked)[0]) == "Question: What? Answer:"
+    assert decode(task.exam(asked)[0]) == "Question: What?\nAnswer:"
     assert decode(task.prompt(NO_TITLE)).endswith("Question 1:")
 
 
@@ -331,13 +331,13 @@ def test_any_text_is_a_self_edit_or_an_invalid_one(text, style):
         assert str(e)
         return
     assert isinstance(edit, SelfEdit) and 2 <= len(edit.documents) <= 31
-    assert texts(edit)[-1] == "Rivers\nThe Seine flows through Paris.\n"
+    assert texts(edit)[-1] == "Topic: Rivers\nThe Seine flows through Paris.\n"
     assert all(any(d.loss[1:]) for d in edit.documents)  # every document teaches something
 
 
 def test_oracle_is_what_the_passage_implies_or_the_exam_with_its_answers():
     task = Knowledge(TOKENIZER)
-    assert texts(task.oracle(SEINE))[:2] == ["Question: What flows through Paris? Answer: The Seine\n", "Question: Which city? Answer: Paris\n"]
+    assert texts(task.oracle(SEINE))[:2] == ["Topic: Rivers\nQuestion: What flows through Paris?\nAnswer: The Seine\n", "Topic: Rivers\nQuestion: Which city?\nAnswer: Paris\n"]
     toy = texts(task.oracle(TOY[0]))
     assert [line.strip() for line in toy[:-1]] == list(TOY[0].oracle) and toy[-1].strip() == TOY[0].text
     assert all(any(answer in line for line in toy[:-1]) for _, (answer,) in TOY[0].questions)

@@ -37,7 +37,7 @@ def place(tmp_path):
     (tmp_path / "exam.json").write_text(json.dumps(EXAM))
     (tmp_path / "notes.md").write_text("## Section 1: Rivers\n\nQuestion: What flows through Paris? Answer: The Seine\nQuestion: What flows through Cologne? Answer: The Rhine\n")
     return tmp_path, LearnConfig("tiny_data/knowledge", str(tmp_path / "adapter"), notes=str(tmp_path / "notes.md"), exam=str(tmp_path / "exam.json"), section=60,
-                                 inner=StudyConfig(lr=3e-3, epochs=20, rank=8))
+                                 inner=StudyConfig(lr=5e-3, epochs=30, rank=8))
 
 
 def test_notes_teach_the_exam_and_the_adapter_answers_when_it_is_loaded_again(place):
@@ -103,7 +103,7 @@ def test_notes_come_back_as_they_were_written(tmp_path):
     (tmp_path / "notes.md").write_text(notes_text(sections, notes))
     assert read_notes(tmp_path / "notes.md") == notes
     documents = [TOKENIZER.decode(d.ids) for d in self_edit(TOKENIZER, sections, notes).documents]
-    assert documents[:3] == ["Rivers\nOne note.\n", "Question: What? Answer: This\n", f"Rivers\n{sections[0].text}\n"]
+    assert documents[:3] == ["Topic: Rivers\nOne note.\n", "Question: What?\nAnswer: This\n", f"Topic: Rivers\n{sections[0].text}\n"]
     assert len(documents) == len(sections) + 3
 
 

@@ -18,7 +18,8 @@ from tokenizers import Regex, pre_tokenizers
 
 from minseal import Tokenizer, UserError
 from minseal.tasks import world
-from minseal.tokenizer import END, GPT2_PATTERN, from_gguf, from_json, from_vocab, to_config, to_json, train_ranks
+from minseal.tokenizer import END, GPT2_PATTERN, train_ranks
+from minseal.vocab import from_gguf, from_json, from_vocab, to_config, to_json
 
 rng = np.random.default_rng(0)
 WORLD = "\n".join(world.document(rng) for _ in range(60))

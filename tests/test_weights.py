@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -312,7 +311,7 @@ def test_logits_and_greedy_text_of_transformers(tmp_path, bpe, kind, shards, dty
     theirs = write_theirs(tmp_path, kind, bpe, getattr(torch, dtype), **shards)
     assert len(list(tmp_path.glob("*.safetensors"))) > 3 if shards else (tmp_path / "model.safetensors").exists()
     mine, tokenizer = load(tmp_path, "cpu", dtype="float32")
-    assert difference(mine, theirs) < 1e-5  # measured: at most 4e-6
+    assert difference(mine, theirs) < 1e-5  # measured: at most 7e-6
     assert all(p.dtype == torch.float32 for p in mine.parameters()) and not mine.training
     assert load(tmp_path, "cpu")[0].wte.weight.dtype == getattr(torch, dtype)  # as stored
     if dtype == "float32" and not shards:
@@ -718,7 +717,7 @@ def gguf_theirs(kind):
 def test_gguf(tmp_path, bpe, kind, quantised):
     theirs = write_gguf(tmp_path / "model.gguf", gguf_theirs(kind), kind, bpe, quantised)
     mine, tokenizer = load(tmp_path / "model.gguf", "cpu")
-    assert difference(mine, theirs) < 1e-5  # measured: at most 3e-6, quantised or not
+    assert difference(mine, theirs) < 1e-5  # measured: at most 6e-6, quantised or not
     assert mine.config.tied == theirs.config.tie_word_embeddings and mine.config.norm_eps in (1e-5, 1e-6)
     assert mine.config.rope_scaling == LLAMA32.get(kind)
     assert [tokenizer.encode(text) for text in TEXTS] == [bpe(kind)(text)["input_ids"] for text in TEXTS] and tokenizer.eot == 0
@@ -780,23 +779,26 @@ def test_the_real_smollm2():
     path = Path(os.environ["MINSEAL_SMOLLM2"])
     mine, tokenizer = load(path, "cpu")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
-    texts, largest = greedy(mine, [tokenizer.encode(prompt) for prompt in PROMPTS], real=tokenizer.vocab_size), 0
-    for text in texts:
-        assert they_write(theirs, text, real=tokenizer.vocab_size)
-        with torch.no_grad():
-            largest = max(largest, (mine(torch.tensor([text])) - theirs(torch.tensor([text])).logits).abs().max().item())
-    print(f"{len(PROMPTS)} prompts, largest difference of logits {largest:.1e}; the first: {tokenizer.decode(texts[0])!r}")
-    assert largest < 1e-4
+    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    texts = greedy(mine, prompts, real=tokenizer.vocab_size)
+    assert all(they_write(theirs, text, real=tokenizer.vocab_size) for text in texts)
+    with torch.no_grad():
+        pairs = [(mine(torch.tensor([ids])), theirs(torch.tensor([ids])).logits) for ids in prompts + texts]
+    difference, size = [(a - b).abs().max().item() for a, b in pairs], max(b.abs().max().item() for _, b in pairs)
+    print(f"{len(PROMPTS)} prompts, greedy texts equal; largest difference of logits (up to {size:.0f}): {max(difference[:20]):.1e} over the prompts, "
+          f"{max(difference[20:]):.1e} over the texts; the first text: {tokenizer.decode(texts[0])!r}")
+    assert max(difference[:20]) < 1e-4 and max(difference) < 1e-5 * size  # 30 layers in float32: each rounds to 6e-8 of its size
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------------
 
 PEAK = """
-import sys, minseal, torch
+import sys, minseal, minseal.weights, torch
 from minseal.weights import load, save
 def now(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
 source, out, dtype = sys.argv[1:]
+minseal.weights.empty(minseal.GPTConfig(), torch.float32, "cpu")  # torch itself imports 70 MB of code at the first model on the meta device
 open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
 before = now("VmRSS")
 model, tokenizer = load(source, "cpu", dtype)
@@ -810,7 +812,7 @@ print(sum(p.nbytes for p in model.parameters()), loaded, now("VmHWM") - before, 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
 def test_the_peak_of_memory(tmp_path, bpe, stored):
-    """Converting takes the weights as they will be, plus the largest tensor as it is stored, plus 30 MB for the page cache of code and the allocator."""
+    """Converting takes the weights as they will be, plus the largest tensor as it is stored, plus 20 MB for code, tokenizer and the allocator."""
     config = GPTConfig(vocab_size=8192, n_layer=12, n_head=12, n_kv_head=12, n_embd=768, head_dim=64, mlp_dim=2048)
     family, about = minseal.weights.describe(config)
     (tmp_path / "big").mkdir()
@@ -826,6 +828,6 @@ def test_the_peak_of_memory(tmp_path, bpe, stored):
         return map(int, done.stdout.split())
 
     weights, loaded, saved, largest = run("big", "own")
-    limit = weights + largest * stored.itemsize + 30e6
+    limit = weights + largest * stored.itemsize + 20e6
     print(f"from {stored}: weights {weights / 1e6:.0f} MB, peak of loading {loaded / weights:.2f}, with saving {saved / weights:.2f} of them; allowed {limit / weights:.2f}")
-    assert 150e6 < weights <= loaded <= saved < limit and limit < 1.35 * weights
+    assert 150e6 < weights <= loaded <= saved < limit and limit < 1.25 * weights

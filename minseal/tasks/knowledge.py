@@ -35,10 +35,20 @@ PROMPTS = {
     "implications-long": ("Read this passage and write down a long list of implications that follow from it, directly or indirectly." + PASSAGE, "Implications:\n"),
     "implications-very-long": ("Read this passage and write down a very long list of implications that follow from it, directly or "
                                "indirectly." + PASSAGE, "Implications:\n"),
-    "rewrite": ("Read this passage and rewrite it in several different ways, one after another, each on a line of its own." + PASSAGE, "Rewritten passages:\n"),
-    "self-qa": ("Read this passage and write questions about it with their answers, in the form 'Question 1: ...' and 'Answer: ...'." + PASSAGE, "Question 1:"),
+    "rewrite": ("Rewrite this passage in other words. Keep all names, dates and numbers." + PASSAGE, "Rewritten passage:\n"),
+    "self-qa": ("Write questions about this passage, each with a short answer copied from it." + PASSAGE, "Question 1:"),
     "none": ("{title}\n{text}\n\n", ""),
 }
+# Worked examples that go before: without them small models write questions and no answers.
+EXAMPLES = {"self-qa": (
+    ("The Eiffel Tower", "The Eiffel Tower is a tower of wrought iron in Paris. It was built from 1887 to 1889 by the company of the engineer Gustave Eiffel "
+     "and is 330 metres tall.",
+     " Where is the Eiffel Tower?\nAnswer: Paris\nQuestion 2: When was the Eiffel Tower built?\nAnswer: from 1887 to 1889\n"
+     "Question 3: Whose company built the Eiffel Tower?\nAnswer: Gustave Eiffel\nQuestion 4: How tall is the Eiffel Tower?\nAnswer: 330 metres"),
+    ("Honey bees", "A colony of honey bees has up to 60,000 workers and one queen. Workers show each other where food is by the waggle dance, which Karl von "
+     "Frisch explained.",
+     " How many workers does a colony of honey bees have?\nAnswer: up to 60,000\nQuestion 2: How do honey bees show each other where food is?\nAnswer: by the waggle "
+     "dance\nQuestion 3: Who explained the waggle dance?\nAnswer: Karl von Frisch"))}
 GRADES = ("exact", "contains", "f1")
 
 
@@ -46,24 +56,27 @@ class Knowledge:
     """The knowledge task: prompts, self-edits, exams and grades. It knows text and tokens, never training.
 
     prompt: one of PROMPTS. grade: 'exact' match, 'contains' (the accepted answer stands in the given one), or 'f1' of
-    their words, each after SQuAD's normalisation.
+    their words, each after SQuAD's normalisation. topic: the title stands above every question, in notes and in the exam
+    (as in the paper's code); False: questions stand alone, for people who will ask them so. edit_tokens: longest self-edit.
     """
     answer_tokens = 24            # longest answer
-    edit_tokens = 192             # longest self-edit
     stop = "\n"                   # an answer ends with its line
 
-    def __init__(self, tokenizer, prompt="notes", grade="exact"):
+    def __init__(self, tokenizer, prompt="notes", grade="exact", topic=True, edit_tokens=192):
         if prompt not in PROMPTS or grade not in GRADES:
             raise UserError(f"prompt {prompt!r}, grade {grade!r}: expected one of {', '.join(PROMPTS)}, and one of {', '.join(GRADES)}")
-        self.tokenizer, self.style, self.grading = tokenizer, prompt, grade
+        self.tokenizer, self.style, self.grading, self.topic, self.edit_tokens = tokenizer, prompt, grade, topic, edit_tokens
 
     def prompt(self, context):
         """The ids after which the policy writes its self-edit."""
         said, begun = PROMPTS[self.style]
-        said = said.format(title=context.title, text=context.text)
+        turns = []
+        for title, text, answer in EXAMPLES.get(self.style, ()):
+            turns += [("user", said.format(title=title, text=text)), ("assistant", begun + answer)]
+        turns.append(("user", said.format(title=context.title, text=context.text)))
         if self.tokenizer.chat:
-            return self.tokenizer.prompt(said.strip()) + self.tokenizer.encode(begun)
-        return self.tokenizer.prompt(said + begun)
+            return self.tokenizer.turns([(role, text.strip()) for role, text in turns]) + self.tokenizer.encode(begun)
+        return self.tokenizer.prompt("\n\n".join(said + answer for (_, said), (_, answer) in zip(turns[::2], [*turns[1::2], ("", begun)])))
 
     def parse(self, context, text):
         """A text of the policy -> SelfEdit, the passage last (paper: 'passage + self-edit'); raises InvalidSelfEdit."""
@@ -97,7 +110,18 @@ class Knowledge:
     def exam(self, context, in_context=False):
         """The ids of each question, without the passage; in_context puts it in front: the ladder's upper end."""
         before = f"{context.text}\n" if in_context else ""
-        return [[*self.tokenizer.bos, *self.tokenizer.encode(before + world.question_line(q))] for q, _ in context.questions]
+        return [[*self.tokenizer.bos, *self.tokenizer.encode(before + self.asked(context, q))] for q, _ in context.questions]
+
+    def asked(self, context, question):
+        """A question in the one form that it has in notes and in the exam; the answer follows."""
+        if context.person is not None:
+            return world.question_line(question)
+        # On lines of its own: open models answer an 'Answer:' at the end of a line of text with an empty line.
+        return f"{title_of(context) if self.topic else ''}Question: {question}\nAnswer:"
+
+    def answers(self, context):
+        """Each question with its first accepted answer as a Document; only the answer carries loss."""
+        return [Document.of(self.tokenizer, f" {golds[0]}\n", self.asked(context, q), "completion") for q, golds in context.questions]
 
     def grade(self, context, answers):
         """Answers to the exam, in order -> a number in [0, 1] for each."""
@@ -110,16 +134,23 @@ class Knowledge:
         return dict(Counter(world.kind_of(line, context.person) for line in split_lines(text)))
 
     def edit(self, context, lines, lr=None, epochs=None, loss="all"):
-        """Training lines and directives -> SelfEdit, the passage last. The title stands above all but questions, which the exam asks without it."""
-        title = f"{context.title}\n" if context.title else ""
-        documents = []
+        """Training lines and directives -> SelfEdit, the passage last, the title above each."""
+        title, documents = title_of(context), []
         for line in lines:
             # A question is prompt, its answer completion: under `loss: completion` only the answer carries loss.
             found = re.match(r"(.*\bAnswer:)(.+)", line, re.DOTALL)
-            prompt, text = found.groups() if found else (title, line)
+            prompt, text = found.groups() if found else ("", line)
+            if context.person is None and (qa := question_and_answer(line)):
+                prompt, text = self.asked(context, qa[0]), f" {qa[1]}"
+            else:
+                prompt = title + prompt
             documents.append(Document.of(self.tokenizer, text + "\n", prompt, loss))
         documents.append(Document.of(self.tokenizer, context.text + "\n", title))
         return SelfEdit(tuple(documents), lr, epochs)
+
+
+def title_of(context):
+    return f"Topic: {context.title}\n" if context.title else ""
 
 
 def question_and_answer(text):
