@@ -75,7 +75,8 @@ def main(argv=None):
         print(f"minseal: error: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        again = f"nothing that was finished is lost; to go on: {shlex.join(['minseal', *argv])}" if args.function is run else "nothing was written"
+        again = {run: f"nothing that was finished is lost; to go on: {shlex.join(['minseal', *argv])}", chat_lines: "bye",
+                 learn_files: "notes that were announced above are kept, train on them with --notes"}.get(args.function, "nothing was written")
         print(f"\nminseal: stopped; {again}", file=sys.stderr)
         sys.exit(130)
 

@@ -54,7 +54,9 @@ def settle(config):
 
 
 def task_of(config, tokenizer, style):
-    return Knowledge(tokenizer, style, config.grade, edit_tokens=config.edit_tokens)
+    task = Knowledge(tokenizer, style, config.grade)
+    task.edit_tokens = config.edit_tokens
+    return task
 
 
 def contexts_of(config, task, block_size):

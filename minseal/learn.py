@@ -59,6 +59,8 @@ def learn(config, files, say=print):
     """Do it; returns {'before', 'after', 'in context': share of the exam, 'questions': n}. Notes and exam are written before training begins."""
     if not config.model:
         raise UserError("which model shall learn? --model FOLDER, GGUF file or hub id")
+    if (Path(config.out) / "adapter_config.json").exists() and Path(config.out) != Path(config.adapter):
+        raise UserError(f"{config.out} holds an adapter already: go on from it with --adapter {config.out}, or choose another --out")
     texts = {str(f): read_document(f) for f in files}
     written = read_notes(config.notes) if config.notes else None
     model, tokenizer = load(config.model, config.device, config.dtype)

@@ -18,8 +18,10 @@ import pytest
 import torch
 
 from minseal import GPT, GPTConfig, InnerConfig, OuterConfig, Tokenizer, load, save
-from minseal.cli import main
+from minseal.bench import BenchConfig
+from minseal.cli import ConvertConfig, ExportConfig, main
 from minseal.experiment import KnowledgeConfig
+from minseal.learn import AskConfig, LearnConfig
 from minseal.pretrain import PretrainConfig
 from minseal.runs import Run
 from minseal.tasks import world
@@ -35,7 +37,7 @@ def untrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "untrained"
     rng = np.random.default_rng(0)
     tokenizer = Tokenizer(train_ranks("\n".join(world.document(rng) for _ in range(200)), 400))
-    config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=512, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, head_dim=8, mlp_dim=16)
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=1024, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, head_dim=8, mlp_dim=16)
     save(folder, GPT(config).init_weights(torch.Generator().manual_seed(0)).eval(), tokenizer, {})
     return str(folder)
 
@@ -201,7 +203,7 @@ FILES = {
     ("--data broken.json", ["broken.json", "line 3"]), ("--data broken.jsonl", ["broken.jsonl", "line 5"]),
     ("--data=no*text.json", ["no text.json", "passage 10", "text"]),
     ("--data=no*answer.json", ["no answer.json", "passage 3", "question 1", "answer"]),
-    ("--data few.json", ["contexts", "2 ", "to train on", "--eval-contexts"]), ("--data long.json", ["passage", "512"]),
+    ("--data few.json", ["contexts", "2 ", "to train on", "--eval-contexts"]), ("--data long.json", ["passage", "1024"]),
     ("--data empty.json", ["empty.json"]), ("--data good.json --eval-data eval.json", ["in the training and in the eval data"]),
     ("--model nowhere", ["nowhere"]), ("--model broken.json", ["broken.json"])])
 def test_bad_files(knowledge, tmp_path, monkeypatch, capsys, words, told):
@@ -298,6 +300,59 @@ def test_a_disk_that_fills_up_on_the_way(knowledge, tmp_path, capsys, monkeypatc
     assert list(Run(tmp_path / "run").done)[:len(done)] == done
 
 
+# ---- open models -------------------------------------------------------------------------------------------------------
+
+def test_a_model_goes_out_and_comes_back(tmp_path, untrained, capsys):
+    there, back = str(tmp_path / "hf"), str(tmp_path / "back")
+    main(["export", untrained, there])
+    assert there in capsys.readouterr().out and {p.name for p in Path(there).iterdir()} == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    main(["convert", there, back])
+    assert "M parameters in float32" in capsys.readouterr().out
+    (a, mine), (b, again) = load(untrained), load(back)
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values())) and again.ranks == mine.ranks
+    before = tree(tmp_path)
+    for words in (["convert", there, back], ["export", back, there], ["convert", str(tmp_path / "no"), str(tmp_path / "out")]):
+        line = refused(capsys, *words)
+        assert words[2] in line or "no model" in line
+    assert tree(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_a_finished_run_goes_out_with_what_its_outer_loop_taught(knowledge, tmp_path, untrained, capsys):
+    main([*knowledge, "--prompt", "none", "--outer.select", "random"])  # there is always someone to learn from
+    main(["export", str(tmp_path / "run"), str(tmp_path / "hf")])
+    from minseal.outer import MStepConfig, apply
+    model, _ = load(untrained)
+    apply(model, torch.load(tmp_path / "run" / "checkpoints" / "round-1-M-step.pt"), MStepConfig())
+    taught, _ = load(tmp_path / "hf")
+    ids = torch.arange(20)[None]
+    torch.testing.assert_close(taught(ids), model(ids), rtol=0, atol=1e-6)  # the same weights, written and read
+    assert (taught(ids) - load(untrained)[0](ids)).abs().max() > 1e-4
+    main(["export", untrained, str(tmp_path / "plain")])
+    assert "no finished outer loop" in refused(capsys, "learn", str(tmp_path / "hf" / "config.json"), "--model", untrained, "--policy", _begun(tmp_path, knowledge))
+
+
+def _begun(tmp_path, knowledge):
+    """A run folder without a finished round."""
+    folder = tmp_path / "begun"
+    Run(folder, Run(tmp_path / "run").config).remember("no adaptation", lambda: [])
+    return str(folder)
+
+
+def test_learn_and_ask_from_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rivers.md").write_text("The Seine flows through Paris.")
+    (tmp_path / "exam.json").write_text(json.dumps([{"question": "What flows through Paris?", "answer": "The Seine"}]))
+    (tmp_path / "notes.md").write_text("## Section 1: rivers\n\nQuestion: What flows through Paris? Answer: The Seine\n")
+    main("learn rivers.md --model tiny_data/knowledge --exam exam.json --notes notes.md --out adapter --inner.lr 5e-3 --inner.epochs 30 --inner.rank 8".split())
+    assert "right: 0 of 1 before, 1 of 1 after" in capsys.readouterr().out
+    main(["ask", "What flows through Paris?", "--model", "tiny_data/knowledge", "--adapter", "adapter"])
+    assert capsys.readouterr().out.strip() == "The Seine"
+    before = tree(tmp_path)
+    assert "--adapter adapter" in refused(capsys, *"learn rivers.md --model tiny_data/knowledge --out adapter".split())
+    assert "--model" in refused(capsys, "ask", "What?") and "adapter" in refused(capsys, *"ask What? --model tiny_data/knowledge --adapter elsewhere".split())
+    assert tree(tmp_path) == before
+
+
 # ---- help --------------------------------------------------------------------------------------------------------------
 
 def comment_of(cls, name):
@@ -318,18 +373,19 @@ def settings(cls, prefix="--"):
             yield option, comment_of(cls, f.name)
 
 
-@pytest.mark.parametrize("command, cls", [("run", KnowledgeConfig), ("pretrain", PretrainConfig)])
+@pytest.mark.parametrize("command, cls", [("run knowledge", KnowledgeConfig), ("pretrain knowledge", PretrainConfig), ("bench inner", BenchConfig),
+                                          ("learn", LearnConfig), ("ask", AskConfig), ("chat", AskConfig), ("convert", ConvertConfig), ("export", ExportConfig)])
 def test_help_lists_every_setting_with_its_comment(capsys, monkeypatch, command, cls):
     monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(SystemExit) as stopped:
-        main([command, "knowledge", "--help"])
+        main([*command.split(), "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
     expected = list(settings(cls))
     assert len(expected) >= len(fields(cls)) and all(comment for _, comment in expected)
     for option, comment in expected:
         assert re.search(rf"{re.escape(option)} \S+ (--\S+ \S+ )?{re.escape(comment)}", text), option
-    if command == "run":
+    if command == "run knowledge":
         assert len(expected) == len(fields(KnowledgeConfig)) - 2 + len(fields(OuterConfig)) - 1 + 2 * len(fields(InnerConfig))
         assert "--out " in text
 
@@ -340,4 +396,4 @@ def test_help_of_the_commands(capsys, words):
         main(words)
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and text.startswith("usage: minseal")
-    assert len(words) > 1 or all(f"minseal {c}" in text for c in ("run knowledge", "report RUN", "pretrain knowledge", "bench inner"))
+    assert len(words) > 1 or all(f"minseal {c}" in text for c in ("run knowledge", "report RUN", "pretrain knowledge", "bench inner", "learn FILE", "ask QUESTION", "chat", "convert SOURCE OUT", "export SOURCE OUT"))

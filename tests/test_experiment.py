@@ -323,3 +323,22 @@ def test_settings_that_do_not_exist(name, value):
 def test_contexts_are_the_toy_worlds_without_a_file():
     train, held_out = contexts_of(SMALL, TASK, ROOMY)
     assert held_out + train == toy_contexts(8, SMALL.world_seed)
+
+
+def test_other_prompts_are_measured_and_rl_is_compared_with_the_best(tmp_path, untrained):
+    config = replace(QUICK, model=untrained, other_prompts="rewrite, self-qa,notes", outer=replace(QUICK.outer, reward="likelihood"), edit_tokens=20)
+    steps = []
+    results = go(config, tmp_path / "run", lambda step, trials: steps.append(step))
+    assert len(steps) == steps_of(config)
+    means = {a["arm"]: a["mean"] for a in results["arms"]}
+    assert list(means) == [*BELOW[:2], "own notes, rewrite", "own notes, self-qa", "own notes", "round 1", "control 1", *ABOVE]
+    assert all(a["over"] == "passage only" for a in results["arms"] if a["arm"].startswith("own notes"))
+    best = max(("own notes, rewrite", "own notes, self-qa"), key=means.get)
+    assert [c["over"] for c in results["comparisons"]] == ["own notes", best, "passage only", "control 1"]
+    assert all(0 < t["reward"] < 1 for t in events(tmp_path / "run") if t.get("step", "").startswith("round 1 contexts") and "invalid" not in t)
+    assert all(len(TOKENIZER.encode(t["text"])) <= 24 for t in events(tmp_path / "run") if t.get("step") == "own notes")  # 20 and what another cut makes of them
+
+
+def test_an_unknown_other_prompt_is_named():
+    with pytest.raises(UserError, match="riddles"):
+        replace(SMALL, other_prompts="rewrite,riddles")

@@ -1,6 +1,7 @@
 """The inner loop against transformers + peft + torch.optim, against itself one adapter at a time, and against slow loops."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minseal import Document, InnerConfig, SelfEdit, adapt, inner
-from minseal.inner import Adam, losses, pack, plan, to_tensors
+from minseal import GPT, Document, GPTConfig, InnerConfig, LoRAConfig, SelfEdit, adapt, attach, inner
+from minseal.inner import Adam, cross_entropy, footprint, losses, pack, plan, side_by_side, to_tensors
 
 CONFIG = InnerConfig(lr=5e-3, epochs=4, rank=4, alpha=8.0, row_tokens=24)
 
@@ -346,3 +347,76 @@ def test_adapters_come_back_attached_and_in_order(gpt):
         own, swapped = losses(gpt, rows), losses(gpt, rows[::-1]).flip(0)
     assert len(adapters) == gpt.n_adapters == 2
     assert (own < swapped - 0.5).all()
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rows", [1, 7, 100])
+def test_the_loss_in_parts_is_the_loss_and_so_is_its_gradient(rows):
+    """Against torch's in one piece, in float64: only the order of sums differs."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(12, 50, bias=False, dtype=torch.float64)
+    hidden = torch.randn(100, 12, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 50, (100,), generator=generator)
+    weights = torch.randn(100, generator=generator)
+    wanted = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="none")
+    got = cross_entropy(head, hidden, targets, logits=50 * rows)
+    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-6)  # the loss itself is taken in float32
+    for parameter in (hidden, head.weight):
+        a, b = (torch.autograd.grad((weights * x).sum(), parameter, retain_graph=True)[0] for x in (got, wanted))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(make_gpt):
+    """The same sums in the same order, done twice: equal to the bit."""
+    states = [trained(make_gpt(), mixed_edits(), replace(CONFIG, recompute=recompute))[0] for recompute in (False, True)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def kept_for_backward(model, edit, config):
+    """Bytes of all that one step keeps for its backward pass, but for the model's own weights."""
+    own, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def pack_hook(t):
+        seen[t.untyped_storage().data_ptr()] = t  # held, so that no two have one address
+        return t
+    adapters = attach(model, 1, LoRAConfig(config.rank, config.alpha))
+    with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda t: t):
+        losses(model, [plan(edit, config, 0)[0]])
+    adapters.remove()
+    return sum(t.untyped_storage().nbytes() for pointer, t in seen.items() if pointer not in own)
+
+
+@pytest.mark.parametrize("settings", [{}, dict(qk_norm=True), dict(norm="layer", position="learned", mlp="gelu", bias=True, qkv_bias=True)], ids=["llama", "qwen3", "gpt2"])
+def test_the_footprint_is_near_what_autograd_keeps(make_gpt, settings):
+    model = make_gpt(n_embd=96, head_dim=24, mlp_dim=192, n_layer=6, block_size=512, **settings)
+    edit, config = SelfEdit((Document((1,) * 300, (True,) * 300),)), InnerConfig(row_tokens=512, rank=4)
+    kept = kept_for_backward(model, edit, config)
+    adapters = attach(model, 1, LoRAConfig(4, 8.0))
+    weights = 6 * 4 * sum(p.numel() for p in adapters.parameters())
+    adapters.remove()
+    assert 0.7 < (footprint(model, edit, config) - weights) / kept < 1.6  # an estimate, and rather too much than too little
+    assert footprint(model, edit, replace(config, recompute=True)) < footprint(model, edit, config) / 2
+
+
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=12), st.integers(1, 5), st.floats(0, 3))
+def test_groups_fit_into_memory_and_lose_nobody(lengths, at_most, share):
+    model = GPT(GPTConfig(vocab_size=8, n_layer=1, n_embd=8, n_head=1, n_kv_head=1, head_dim=8, mlp_dim=8))
+    edits = [SelfEdit((Document((1,) * n, (True,) * n),)) for n in sorted(lengths)]
+    sizes = [footprint(model, e, CONFIG) for e in edits]
+    config = replace(CONFIG, memory=share * max(sizes) / 1e9)
+    groups = side_by_side(model, edits, config, at_most)
+    assert [i for group in groups for i in group] == list(range(len(edits)))
+    for group in groups:
+        assert len(group) <= at_most
+        assert len(group) == 1 or config.memory == 0 or len(group) * max(sizes[i] for i in group) <= config.memory * 1e9
+
+
+def test_training_goes_on_from_a_state(gpt):
+    first = adapt(gpt, [SelfEdit(documents(3, 0))], CONFIG)
+    state = first.state()
+    first.remove()
+    told = []
+    again = adapt(gpt, [SelfEdit(documents(3, 0))] * 2, CONFIG, start=state, on_step=lambda step, steps, loss: told.append((step, steps, loss.tolist())))
+    assert again.losses[0] == again.losses[1] and again.losses[0][0] < first.losses[0][-1]
+    assert [t[:2] for t in told] == [(i + 1, 4) for i in range(4)] and [t[2] for t in told] == [list(x) for x in zip(*again.losses)]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minseal import InnerConfig, Knowledge, OuterConfig, SelfEdit, adapt, exam_score, rest_em, sample, toy_contexts, try_out
-from minseal.outer import select
+from minseal.outer import answer_likelihood, select
 from minseal.selfedit import split_lines
 
 INNER = InnerConfig(lr=3e-3, epochs=2, rank=2, alpha=4.0)
@@ -301,3 +301,36 @@ def test_positive_selection_learns_from_all_that_beat_the_passage_alone(pretrain
     valid = [t for t in record["trials"] if "invalid" not in t]
     assert all(t["reward"] == 1 + len(split_lines(t["text"])) for t in valid)
     assert record["winners"] == valid and len(valid) > 3
+
+
+def test_likelihood_equals_a_slow_loop(pretrained):
+    """The geometric mean over all tokens of the right answers, asked one question at a time with one adapter at a time."""
+    model, tokenizer = pretrained
+    task, contexts = Knowledge(tokenizer), toy_contexts(3, 5)
+    contexts[1] = replace(contexts[1], questions=contexts[1].questions[:1])  # exams of different lengths
+    edits = [task.oracle(c) for c in contexts]
+    adapters = adapt(model, edits, INNER)
+    got = [r["reward"] for r in answer_likelihood(model, tokenizer, task, contexts, adapters)]
+    state = adapters.state()
+    adapters.remove()
+    for k, (context, edit) in enumerate(zip(contexts, edits)):
+        alone = adapt(model, [edit], INNER)
+        alone.load({name: t[k:k + 1] for name, t in state.items()})
+        logs = []
+        for question, (answer,) in context.questions:
+            ids = task.exam(replace(context, questions=((question, (answer,)),)))[0]
+            for token in tokenizer.encode(f" {answer}\n"):
+                logs.append(torch.log_softmax(model(torch.tensor([ids]))[0, -1], -1)[token].item())
+                ids = ids + [token]
+        alone.remove()
+        assert abs(got[k] - np.exp(np.mean(logs))) < 1e-4  # float32, other batches
+
+
+def test_likelihood_teaches_the_policy_too(pretrained):
+    model, tokenizer = pretrained
+    task, contexts = Knowledge(tokenizer), toy_contexts(4, 6)
+    config = OuterConfig(rounds=1, contexts=4, samples=3, reward="likelihood", m_step=M_STEP)
+    (record,) = rest_em(model, tokenizer, task, contexts, config, INNER)
+    assert len(record["winners"]) == 4  # hardly any ties
+    for w in record["winners"]:
+        assert w["reward"] == max(t["reward"] for t in record["trials"] if t["context"] == w["context"]) and 0 < w["reward"] < 1

@@ -240,3 +240,25 @@ def test_the_smallest_and_the_largest_die_never_draw_an_impossible_token():
     for dice in (0.0, 1 - 2.0 ** -53):
         assert choose(logits, torch.tensor([dice], dtype=torch.float64), 1.0, 1.0).item() in (1, 2)
         assert choose(logits, torch.tensor([dice], dtype=torch.float64), 1.0, 0.7).item() == 2
+
+
+@pytest.mark.parametrize("spread", [0.1, 6.0], ids=["flat", "peaked"])
+def test_top_p_of_a_large_vocabulary_equals_sorting_all_of_it(spread):
+    """Only the likeliest thousand are ranked where they hold that probability (peaked), all where they do not (flat)."""
+    logits = spread * torch.randn(40, 5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    dice = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wanted = []
+    for row, die in zip(torch.softmax(logits, -1).tolist(), dice.tolist()):
+        kept, total = set(), 0.0
+        for i in sorted(range(5000), key=lambda i: -row[i]):
+            if total >= 0.9:
+                break
+            kept.add(i)
+            total += row[i]
+        here = 0.0
+        for i in range(5000):
+            here += row[i] if i in kept else 0
+            if here > die * total:
+                break
+        wanted.append(i)
+    assert choose(logits, dice, 1.0, 0.9).tolist() == wanted

@@ -57,15 +57,16 @@ class Knowledge:
 
     prompt: one of PROMPTS. grade: 'exact' match, 'contains' (the accepted answer stands in the given one), or 'f1' of
     their words, each after SQuAD's normalisation. topic: the title stands above every question, in notes and in the exam
-    (as in the paper's code); False: questions stand alone, for people who will ask them so. edit_tokens: longest self-edit.
+    (as in the paper's code); False: questions stand alone, for people who will ask them so.
     """
     answer_tokens = 24            # longest answer
+    edit_tokens = 192             # longest self-edit
     stop = "\n"                   # an answer ends with its line
 
-    def __init__(self, tokenizer, prompt="notes", grade="exact", topic=True, edit_tokens=192):
+    def __init__(self, tokenizer, prompt="notes", grade="exact", topic=True):
         if prompt not in PROMPTS or grade not in GRADES:
             raise UserError(f"prompt {prompt!r}, grade {grade!r}: expected one of {', '.join(PROMPTS)}, and one of {', '.join(GRADES)}")
-        self.tokenizer, self.style, self.grading, self.topic, self.edit_tokens = tokenizer, prompt, grade, topic, edit_tokens
+        self.tokenizer, self.style, self.grading, self.topic = tokenizer, prompt, grade, topic
 
     def prompt(self, context):
         """The ids after which the policy writes its self-edit."""
