@@ -14,16 +14,14 @@ from .weights import describe, located
 PLAIN = {"use_dora": False, "use_rslora": False, "lora_bias": False, "bias": "none", "modules_to_save": None}
 
 
-def save_adapter(path, adapters, config, base, k=0, about=None, more=None):
-    """Write adapter k to a folder that peft loads.
+def save_adapter(path, model, state, config, base, k=0, about=None):
+    """Write adapter k of an Adapters.state() to a folder that peft loads.
 
-    config: the LoRAConfig it was made with. base: name of the model underneath. about: kept in minseal.json.
-    more: {file name: writer}, files to write with it.
+    config: the LoRAConfig it was made with. base: name of the model underneath. about: a dict, kept in minseal.json.
     """
-    model, state = adapters.model, adapters.state()
     family, _ = describe(model.config)
     parts = {}  # their layer -> [(third, A, B)]
-    for layer in adapters.layers:
+    for layer in dict.fromkeys(name.rsplit(".", 1)[0] for name in state):
         theirs, third, _ = located(f"{layer}.weight", family)
         parts.setdefault(theirs.removesuffix(".weight"), []).append((third, state[f"{layer}.A"][k].cpu(), state[f"{layer}.B"][k].cpu()))
     tensors, wide = {}, {}
@@ -41,7 +39,7 @@ def save_adapter(path, adapters, config, base, k=0, about=None, more=None):
                 "lora_dropout": 0.0, "target_modules": sorted({_suffix(name) for name in parts}), "fan_in_fan_out": family.name == "gpt2",
                 "rank_pattern": wide, "alpha_pattern": {name: config.alpha * r / config.rank for name, r in wide.items()}, **PLAIN}
     write_folder(path, {"adapter_model.safetensors": write_safetensors(tensors), "adapter_config.json": write_json(settings),
-                        "minseal.json": write_json({"base": base, "fingerprint": fingerprint(model), **(about or {})}), **(more or {})})
+                        "minseal.json": write_json({"base": base, "fingerprint": fingerprint(model), **(about or {})})})
 
 
 def load_adapter(path, model, name="this model"):

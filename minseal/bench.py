@@ -147,7 +147,7 @@ def same_losses(model, peer, edit, epochs):
     lora = LoRAConfig(InnerConfig().rank, InnerConfig().alpha)
     with tempfile.TemporaryDirectory() as start:
         adapters = attach(model, 1, lora, seed=0)
-        save_adapter(start, adapters, lora, "the bench's model")
+        save_adapter(start, model, adapters.state(), lora, "the bench's model")
         adapters.remove()
         theirs = peer.adapt(edit, epochs, 0, start)
     adapters = adapt(model, [edit], InnerConfig(epochs=epochs), seed=0)

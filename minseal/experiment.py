@@ -113,7 +113,7 @@ def run_knowledge(config, run, say=print):
         return sample(policy, tokenizer, [task.prompt(c) for c in contexts], n, task.edit_tokens, outer.temperature, outer.top_p, seed=seed)
 
     def train_and_examine(contexts, edits, seed=seed, task=task, reward=exam_score):
-        return try_out(policy, tokenizer, task, list(zip(contexts, edits)), inner, outer.at_once, reward, seed)
+        return try_out(policy, tokenizer, task, list(zip(contexts, edits)), inner, outer.at_once, reward, seed, outer.memory)
 
     def own_notes(task=task):
         return train_and_examine(held_out, [text for (text,) in write(held_out, 1, mix_seed(seed, 99), task)], task=task)

@@ -21,14 +21,13 @@ class InnerConfig:
     rank: int = 16                # LoRA rank (paper: 32)
     alpha: float = 32.0           # LoRA scale is alpha / rank (paper: 64)
     row_tokens: int = 256         # documents of a step are packed into rows of about so many tokens
-    memory: float = 0.0           # GB that adapters trained side by side may take; 0: no limit
     recompute: bool = False       # gradient checkpointing: less memory, a third more time
 
     # Paper: every line is padded to 2048 tokens, q and v get LoRA. Here: documents are packed, attention stays inside
     # each, and every linear layer gets LoRA, because padding was 98 % of the work and the MLP learns facts best.
 
     def __post_init__(self):
-        at_least(self, lr=0, epochs=1, batch=0, rank=1, row_tokens=1, memory=0)
+        at_least(self, lr=0, epochs=1, batch=0, rank=1, row_tokens=1)
         one_of(self, decay=("none", "linear"))
 
 
@@ -153,13 +152,13 @@ def leave(leaving, active, adapters, adam, ready):
 
 # ---- memory ------------------------------------------------------------------------------------------------------------
 
-def side_by_side(model, edits, config, at_most):
-    """Cut K edits into runs of as many as fit into config.memory, not more than `at_most` and never none: [[index, ...], ...]"""
-    sizes = [footprint(model, edit, config) if config.memory else 0 for edit in edits]
+def side_by_side(model, edits, config, at_most, memory=0.0):
+    """Cut the edits into groups that train at once: as many as fit into `memory` GB (0: no limit), at most `at_most`, at least one: [[index, ...], ...]"""
+    sizes = [footprint(model, edit, config) if memory else 0 for edit in edits]
     groups = []
     for i in range(len(edits)):
         with_it = (groups[-1] if groups else []) + [i]
-        too_much = len(with_it) * max(sizes[j] for j in with_it) > config.memory * 1e9  # the largest counts: the others are padded to it
+        too_much = len(with_it) * max(sizes[j] for j in with_it) > memory * 1e9  # the largest counts: the others are padded to it
         if not groups or len(with_it) > at_most or too_much:
             groups.append([i])
         else:

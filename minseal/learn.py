@@ -12,7 +12,7 @@ from .adapters import load_adapter, save_adapter
 from .errors import UserError, at_least, one_of
 from .files import write_folder, write_json
 from .inner import InnerConfig, adapt
-from .lora import LoRAConfig
+from .lora import LoRAConfig, attach
 from .outer import MStepConfig, apply, mix_seed
 from .runs import Run
 from .sample import sample
@@ -56,61 +56,61 @@ class LearnConfig:
 
 
 def learn(config, files, say=print):
-    """Do it; returns {'before', 'after', 'in context': share of the exam, 'questions': n}. Notes and exam are written before training begins."""
+    """Do it; returns {'before', 'after': share of the exam answered right, 'questions', 'tokens', 'training seconds'}.
+
+    Notes and exam are written to config.out before training begins: Ctrl-C after that loses no writing.
+    """
     if not config.model:
         raise UserError("which model shall learn? --model FOLDER, GGUF file or hub id")
     if (Path(config.out) / "adapter_config.json").exists() and Path(config.out) != Path(config.adapter):
         raise UserError(f"{config.out} holds an adapter already: go on from it with --adapter {config.out}, or choose another --out")
     texts = {str(f): read_document(f) for f in files}
-    written = read_notes(config.notes) if config.notes else None
+    notes, exam = read_notes(config.notes) if config.notes else None, read_questions(config.exam) if config.exam else None
     model, tokenizer = load(config.model, config.device, config.dtype)
+    start, lora = None, LoRAConfig(config.inner.rank, config.inner.alpha)
+    if config.adapter:
+        adapters, lora = load_adapter(config.adapter, model, config.model)
+        start = adapters.state()
+        adapters.remove()
     sections = [s for name, text in texts.items() for s in cut(tokenizer, name, text, config.section)]
-    exam = read_questions(config.exam) if config.exam else None
     say(f"{sum(len(text.split()) for text in texts.values())} words in {len(sections)} sections, for a model of {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters")
 
-    if written is None or exam is None:
-        original = {k: v.clone() for k, v in model.state_dict().items()} if config.policy else None
-        if config.policy:
-            taught(model, config.policy)
-        written = written or write_notes(model, tokenizer, sections, config)
-        if original:
-            model.load_state_dict(original)
-        exam = exam or write_exam(model, tokenizer, sections, config)
-    write_folder(config.out, {"notes.md": lambda path: path.write_text(notes_text(sections, written), encoding="utf-8"),
+    notes, exam = notes_and_exam(model, tokenizer, sections, config, notes, exam)
+    write_folder(config.out, {"notes.md": lambda path: path.write_text(notes_text(sections, notes), encoding="utf-8"),
                               "exam.json": write_json([{"question": q, "answer": a} for q, (a, *_) in exam])})
     say(f"notes: {config.out}/notes.md (edit them and train again with --notes); exam of {len(exam)} questions: {config.out}/exam.json")
 
-    lora, start = LoRAConfig(config.inner.rank, config.inner.alpha), None
-    asked = Context("exam", "", "", tuple(exam))
-    task = Knowledge(tokenizer, grade="contains")
-    if config.adapter:
-        before, lora = load_adapter(config.adapter, model, config.model)
-        start = before.state()
-        was = sit(model, tokenizer, task, asked)
-        before.remove()
-    else:
-        was = sit(model, tokenizer, task, asked)
-    edit = self_edit(tokenizer, sections, written)
+    before = sit(model, tokenizer, exam, start, lora)
+    edit, began = self_edit(tokenizer, sections, notes), time.time()
     with tqdm(desc="training", unit="step", disable=None) as bar:
         def on_step(step, steps, loss):
             bar.total = steps
             bar.set_postfix_str(f"loss {loss.mean():.2f}")
             bar.update()
-        began = time.time()
         adapters = adapt(model, [edit], replace(config.inner, rank=lora.rank, alpha=lora.alpha), config.seed, start, on_step)
     if adapters.failed:
         raise UserError(f"training failed ({adapters.failed[0]}): try a lower --inner.lr; the notes are kept in {config.out}")
-    seconds = time.time() - began
-    now = sit(model, tokenizer, task, asked)
-    results = {"questions": len(exam), "before": float(np.mean([g for _, g in was])), "after": float(np.mean([g for _, g in now])),
-               "training seconds": round(seconds), "tokens": sum(len(d.ids) for d in edit.documents)}
-    save_adapter(config.out, adapters, LoRAConfig(lora.rank, lora.alpha), config.model, about={
-        "files": list(texts), "results": results, "learnt before": config.adapter or None})
+    seconds, state = time.time() - began, adapters.state()
     adapters.remove()
-    say("\n" + table(exam, was, now))
+    after = sit(model, tokenizer, exam, state, lora)
+    results = {"before": float(np.mean([grade for _, grade in before])), "after": float(np.mean([grade for _, grade in after])),
+               "questions": len(exam), "tokens": sum(len(d.ids) for d in edit.documents), "training seconds": round(seconds)}
+    about = {"files": list(texts), "results": results, "learnt before": config.adapter or None}
+    save_adapter(config.out, model, state, lora, config.model, about=about)
+    say("\n" + table(exam, before, after))
     say(f"\nadapter: {config.out} ({results['tokens']} tokens, {seconds:.0f} s of training). "
         f"To ask it: minseal ask \"...\" --model {config.model} --adapter {config.out}")
     return results
+
+
+def notes_and_exam(model, tokenizer, sections, config, notes=None, exam=None):
+    """What is not given is written by the model, or by the policy that was taught from it."""
+    if notes is None and config.policy:
+        original = {name: t.clone() for name, t in model.state_dict().items()}
+        taught(model, config.policy)
+        notes = write_notes(model, tokenizer, sections, config)
+        model.load_state_dict(original)
+    return notes if notes is not None else write_notes(model, tokenizer, sections, config), exam or write_exam(model, tokenizer, sections, config)
 
 
 def taught(model, folder):
@@ -226,25 +226,31 @@ def self_edit(tokenizer, sections, notes):
                           for d in task.edit(s, [line for line in notes.get(i, "").split("\n") if line.strip()]).documents))
 
 
-def sit(model, tokenizer, task, asked, at_once=32):
-    """[(answer, grade)] of the model as it is, without the text."""
+def sit(model, tokenizer, exam, state=None, lora=None, at_once=32):
+    """[(answer, grade)] of the model, with the adapter of `state` if there is one, without the text."""
+    task, asked = Knowledge(tokenizer, grade="contains"), Context("exam", "", "", tuple(exam))
     prompts, answers = task.exam(asked), []
-    for i in range(0, len(prompts), at_once):
+    if state is not None:
+        adapters = attach(model, 1, lora)
+        adapters.load(state)
+    for i in tqdm(range(0, len(prompts), at_once), desc="exam", unit="batch", leave=False, disable=None):
         answers += [text.strip() for (text,) in sample(model, tokenizer, prompts[i:i + at_once], 1, task.answer_tokens, 0, stop=task.stop)]
+    if state is not None:
+        adapters.remove()
     return list(zip(answers, task.grade(asked, answers)))
 
 
-def table(exam, was, now, shown=12, width=34):
+def table(exam, before, after, shown=12, width=34):
     """Before and after, question by question (the first few), and the sums."""
     def short(text, n=width):
         return text if len(text) <= n else text[:n - 3] + "..."
     rows = [f"{'question':<{width + 14}}{'expected':<22}{'before':<{width}}  {'after':<{width}}"]
-    for (question, (answer, *_)), (a, ga), (b, gb) in list(zip(exam, was, now))[:shown]:
+    for (question, (answer, *_)), (a, ga), (b, gb) in list(zip(exam, before, after))[:shown]:
         rows.append(f"{short(question, width + 12):<{width + 14}}{short(answer, 20):<22}{'+' if ga else ' '} {short(a, width - 2):<{width - 2}}  {'+' if gb else ' '} {short(b, width - 2)}".rstrip())
     if len(exam) > shown:
         rows.append(f"... {len(exam) - shown} more")
     n = len(exam)
-    return "\n".join(rows) + f"\n\nright: {sum(g > 0 for _, g in was)} of {n} before, {sum(g > 0 for _, g in now)} of {n} after (closed book; a + marks an answer that contains the expected one)"
+    return "\n".join(rows) + f"\n\nright: {sum(g > 0 for _, g in before)} of {n} before, {sum(g > 0 for _, g in after)} of {n} after (closed book; a + marks an answer that contains the expected one)"
 
 
 # ---- asking ----------------------------------------------------------------------------------------------------------

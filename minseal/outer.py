@@ -34,10 +34,11 @@ class OuterConfig:
     reward: str = "exam"          # exam | likelihood: share of the exam answered right, or how likely its answers are to the adapted student (finer: hardly any ties)
     select: str = "best"          # best | positive | random: which self-edits of a context the policy learns from
     at_once: int = 16             # adapters trained side by side; more need more memory
+    memory: float = 0.0           # GB that adapters trained side by side may take: fewer at once if they need more; 0: no limit
     m_step: MStepConfig = field(default_factory=MStepConfig)
 
     def __post_init__(self):
-        at_least(self, rounds=0, contexts=0, samples=1, temperature=0, top_p=0, at_once=1)
+        at_least(self, rounds=0, contexts=0, samples=1, temperature=0, top_p=0, at_once=1, memory=0)
         one_of(self, reward=("exam", "likelihood"), select=("best", "positive", "random"))
 
 
@@ -84,12 +85,12 @@ def e_step(policy, tokenizer, task, contexts, config, inner, student, reward, se
             texts = sample(policy, tokenizer, [task.prompt(c) for c in part], config.samples, task.edit_tokens,
                            config.temperature, config.top_p, seed=mix_seed(seed, r, i))
             pairs = [(c, text) for c, written in zip(part, texts) for text in written]
-            return try_out(student, tokenizer, task, pairs, inner, config.at_once, reward, seed)
+            return try_out(student, tokenizer, task, pairs, inner, config.at_once, reward, seed, config.memory)
 
         trials += remember(f"contexts {i + 1}-{i + len(part)}", explore)
     if config.select == "positive":  # needs to know what the passage alone gives
         baseline = remember("passage only", lambda: try_out(
-            student, tokenizer, task, [(c, task.passage_only(c)) for c in contexts], inner, config.at_once, reward, seed))
+            student, tokenizer, task, [(c, task.passage_only(c)) for c in contexts], inner, config.at_once, reward, seed, config.memory))
         for trial, base in zip(trials, [b for b in baseline for _ in range(config.samples)]):
             trial["passage only"] = base["reward"]
     return trials
@@ -101,7 +102,7 @@ def parts(contexts, config):
     return [(i, contexts[i:i + size]) for i in range(0, len(contexts), size)]
 
 
-def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0):
+def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0, memory=0.0):
     """The reward of each (context, self-edit): train an adapter on it, sit the exam.
 
     A self-edit is a text of the policy, or a SelfEdit. Returns a trial for each pair, in order: a dict with 'context'
@@ -118,7 +119,7 @@ def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0
         if isinstance(edit, str) and (mix := task.mix(context, edit)) is not None:
             trials[-1]["mix"] = mix
     valid.sort(key=lambda v: sum(len(d.ids) for d in v[2].documents))  # like lengths together: less padding
-    for indices in side_by_side(student, [edit for _, _, edit in valid], inner, at_once):
+    for indices in side_by_side(student, [edit for _, _, edit in valid], inner, at_once, memory):
         group, start = [valid[i] for i in indices], time.time()
         adapters = adapt(student, [edit for _, _, edit in group], inner, seed)
         try:

@@ -29,7 +29,7 @@ def saved(make_gpt, tmp_path):
     """(a model without adapters, the folder of an adapter made on it)"""
     model = make_gpt()
     adapters = trained(model)
-    save_adapter(tmp_path / "adapter", adapters, LoRAConfig(4, 8.0), "someone/base")
+    save_adapter(tmp_path / "adapter", model, adapters.state(), LoRAConfig(4, 8.0), "someone/base")
     adapters.remove()
     return model, tmp_path / "adapter"
 
@@ -42,7 +42,7 @@ def test_peft_loads_ours_to_the_same_logits_and_so_do_we(twins, tmp_path, family
     adapters = trained(mine, 2, config)
     with torch.no_grad():
         wanted = mine(torch.cat([IDS, IDS]))[2:]  # adapter 1
-    save_adapter(tmp_path, adapters, config, "base", k=1)
+    save_adapter(tmp_path, mine, adapters.state(), config, "base", k=1)
     adapters.remove()
     assert (wanted - plain).abs().max() > 0.1  # the adapter does something
     torch.testing.assert_close(peft.PeftModel.from_pretrained(theirs, tmp_path).eval()(IDS).logits, wanted, **CLOSE)

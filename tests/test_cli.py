@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from minseal import GPT, GPTConfig, InnerConfig, OuterConfig, Tokenizer, load, save
+from minseal.adapters import load_adapter
 from minseal.bench import BenchConfig
 from minseal.cli import ConvertConfig, ExportConfig, main
 from minseal.experiment import KnowledgeConfig
@@ -327,7 +328,15 @@ def test_a_finished_run_goes_out_with_what_its_outer_loop_taught(knowledge, tmp_
     ids = torch.arange(20)[None]
     torch.testing.assert_close(taught(ids), model(ids), rtol=0, atol=1e-6)  # the same weights, written and read
     assert (taught(ids) - load(untrained)[0](ids)).abs().max() > 1e-4
-    main(["export", untrained, str(tmp_path / "plain")])
+
+    # The taught policy writes the notes; the adapter is for the model itself.
+    (tmp_path / "rivers.md").write_text("The Seine flows through Paris.")
+    (tmp_path / "exam.json").write_text(json.dumps([{"question": "What flows through Paris?", "answer": "The Seine"}]))
+    learn = ["learn", str(tmp_path / "rivers.md"), "--model", untrained, "--exam", str(tmp_path / "exam.json"), "--inner.epochs", "1"]
+    main([*learn, "--out", str(tmp_path / "plain")])
+    main([*learn, "--out", str(tmp_path / "adapter"), "--policy", str(tmp_path / "run")])
+    assert (tmp_path / "plain" / "notes.md").read_bytes() != (tmp_path / "adapter" / "notes.md").read_bytes()
+    load_adapter(tmp_path / "adapter", load(untrained)[0])
     assert "no finished outer loop" in refused(capsys, "learn", str(tmp_path / "hf" / "config.json"), "--model", untrained, "--policy", _begun(tmp_path, knowledge))
 
 

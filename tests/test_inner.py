@@ -404,12 +404,12 @@ def test_groups_fit_into_memory_and_lose_nobody(lengths, at_most, share):
     model = GPT(GPTConfig(vocab_size=8, n_layer=1, n_embd=8, n_head=1, n_kv_head=1, head_dim=8, mlp_dim=8))
     edits = [SelfEdit((Document((1,) * n, (True,) * n),)) for n in sorted(lengths)]
     sizes = [footprint(model, e, CONFIG) for e in edits]
-    config = replace(CONFIG, memory=share * max(sizes) / 1e9)
-    groups = side_by_side(model, edits, config, at_most)
+    memory = share * max(sizes) / 1e9
+    groups = side_by_side(model, edits, CONFIG, at_most, memory)
     assert [i for group in groups for i in group] == list(range(len(edits)))
     for group in groups:
         assert len(group) <= at_most
-        assert len(group) == 1 or config.memory == 0 or len(group) * max(sizes[i] for i in group) <= config.memory * 1e9
+        assert len(group) == 1 or memory == 0 or len(group) * max(sizes[i] for i in group) <= memory * 1e9
 
 
 def test_training_goes_on_from_a_state(gpt):

@@ -334,3 +334,16 @@ def test_likelihood_teaches_the_policy_too(pretrained):
     assert len(record["winners"]) == 4  # hardly any ties
     for w in record["winners"]:
         assert w["reward"] == max(t["reward"] for t in record["trials"] if t["context"] == w["context"]) and 0 < w["reward"] < 1
+
+
+def test_a_memory_limit_changes_the_groups_and_not_the_rewards(pretrained, monkeypatch):
+    from minseal import outer
+    model, tokenizer = pretrained
+    task, contexts = Knowledge(tokenizer), toy_contexts(4, 9)
+    pairs = [(c, task.oracle(c)) for c in contexts]
+    sizes = []
+    real = outer.adapt
+    monkeypatch.setattr(outer, "adapt", lambda model, edits, *rest: sizes.append(len(edits)) or real(model, edits, *rest))
+    free = [t["reward"] for t in try_out(model, tokenizer, task, pairs, INNER, 8)]
+    tight = [t["reward"] for t in try_out(model, tokenizer, task, pairs, INNER, 8, memory=1e-6)]
+    assert sizes == [4, 1, 1, 1, 1] and tight == free
