@@ -8,7 +8,8 @@ import torch
 from .errors import UserError
 from .files import read_json, read_safetensors, write_folder, write_json, write_safetensors
 from .lora import TARGETS, LoRAConfig, attach
-from .weights import describe, located
+from .families import located
+from .weights import describe
 
 # Settings of PEFT with which an adapter is more than y = x W^T + scale (x A^T) B^T.
 PLAIN = {"use_dora": False, "use_rslora": False, "lora_bias": False, "bias": "none", "modules_to_save": None}
@@ -57,41 +58,50 @@ def load_adapter(path, model, name="this model"):
             raise UserError(f"{path}: {key} is {settings[key]!r}; minseal's LoRA has it {value!r} only")
     if not (path / "adapter_model.safetensors").is_file():
         raise UserError(f"{path} has no adapter_model.safetensors (pickles are refused: they can run code when read)")
-    there = read_json(path / "minseal.json").get("fingerprint") if (path / "minseal.json").is_file() else None
-    if there and not torch.allclose(torch.tensor(there), torch.tensor(fingerprint(model)), rtol=0.05, atol=1e-3):
-        raise UserError(f"{path} was made for another model ({base}) than {name}: their weights differ")
-    found = {name.removeprefix("base_model.model.").removeprefix("transformer."): t for name, t in read_safetensors(path / "adapter_model.safetensors").items()}
-    family, _ = describe(model.config)
-    pairs, scale = {}, settings["lora_alpha"] / settings["r"]  # our layer -> (A, B); a layer's own scale goes into its B
-    for layer, module in model.named_modules():
-        if layer.startswith("blocks.") and layer.split(".")[-1] in TARGETS and isinstance(module, torch.nn.Linear):
-            theirs, third, _ = located(f"{layer}.weight", family)
-            theirs = theirs.removesuffix(".weight")
-            if f"{theirs}.lora_A.weight" not in found:
-                continue
-            A, B = (found[f"{theirs}.lora_{ab}.weight"].read().float() if f"{theirs}.lora_{ab}.weight" in found else torch.empty(0, 0) for ab in "AB")
-            if third is not None and len(B) == 3 * module.out_features:
-                B = B.chunk(3)[third]                                                       # (out, R)
-                mine = B.any(0)                                                             # (R,), q, k and v side by side: take back this one's part
-                mine[:settings["r"]] |= not mine.any()
-                A, B = A[mine], B[:, mine]                                                  # (fewer R, in), (out, fewer R)
-            if A.dim() != 2 or A.shape[1] != module.in_features or tuple(B.shape) != (module.out_features, len(A)):
-                raise UserError(f"{path} was made for another model ({base}) than {name}: A {tuple(A.shape)} and B {tuple(B.shape)} of {theirs} "
-                                f"do not fit {layer}, which is ({module.out_features}, {module.in_features})")
-            own = _of(settings, "alpha_pattern", "lora_alpha", theirs) / _of(settings, "rank_pattern", "r", theirs)
-            pairs[layer] = A, B * (own / scale)
-    read = {f"{located(f'{layer}.weight', family)[0].removesuffix('.weight')}.lora_{ab}.weight" for layer in pairs for ab in "AB"}
-    if not pairs or set(found) - read:
-        odd = min(set(found) - read, default="no tensor")
-        raise UserError(f"{path} was made for another model ({base}) than {name}, or adapts more than the linear layers of its blocks: {odd} has no place here")
+    other = f"{path} was made for another model ({base}) than {name}"
+    try:
+        there = read_json(path / "minseal.json").get("fingerprint") if (path / "minseal.json").is_file() else None
+        if there and not torch.allclose(torch.tensor(there), torch.tensor(fingerprint(model)), rtol=0.05, atol=1e-3):
+            raise UserError(f"{other}: their weights differ")
+        pairs, scale = _pairs(settings, read_safetensors(path / "adapter_model.safetensors"), model, other)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError, re.error) as e:
+        raise UserError(f"{path} is damaged: {type(e).__name__} {str(e).splitlines()[0][:100] if str(e) else ''}") from None
     R = max(len(A) for A, _ in pairs.values())
     config = LoRAConfig(R, scale * R, tuple(t for t in TARGETS if any(layer.endswith(f".{t}") for layer in pairs)))
     adapters = attach(model, 1, config)
-    state = {name: torch.zeros_like(t) for name, t in adapters.state().items()}
+    state = adapters.state()  # B is 0: what is not filled changes nothing, and can still learn
     for layer, (A, B) in pairs.items():
         state[f"{layer}.A"][0, :len(A)], state[f"{layer}.B"][0, :, :len(A)] = A.to(model.wte.weight.device), B.to(model.wte.weight.device)
     adapters.load(state)
     return adapters, config
+
+
+def _pairs(settings, found, model, other):
+    """({our layer: (A, B)}, the scale of all): a layer's own scale goes into its B."""
+    family, _ = describe(model.config)
+    found = {name.removeprefix("base_model.model.").removeprefix("transformer."): t for name, t in found.items()}
+    pairs, used, scale = {}, set(), settings["lora_alpha"] / settings["r"]
+    for layer, module in model.named_modules():
+        if not layer.startswith("blocks.") or layer.split(".")[-1] not in TARGETS or not isinstance(module, torch.nn.Linear):
+            continue
+        theirs, third, _ = located(f"{layer}.weight", family)
+        theirs = theirs.removesuffix(".weight")
+        names = f"{theirs}.lora_A.weight", f"{theirs}.lora_B.weight"
+        if names[0] not in found:
+            continue
+        A, B = (found[name].read().float() for name in names)                               # (R, in), (out, R)
+        if third is not None and len(B) == 3 * module.out_features:
+            B = B.chunk(3)[third]                                                           # (out, R)
+            mine = B.any(0)                                                                 # (R,), q, k and v side by side: take back this one's part
+            mine[:settings["r"]] |= not mine.any()  # no part yet (a fresh adapter): any columns will do
+            A, B = A[mine], B[:, mine]                                                      # (fewer R, in), (out, fewer R)
+        if A.shape[1] != module.in_features or tuple(B.shape) != (module.out_features, len(A)):
+            raise UserError(f"{other}: A {tuple(A.shape)} and B {tuple(B.shape)} of {theirs} do not fit {layer}, which is ({module.out_features}, {module.in_features})")
+        pairs[layer] = A, B * (_of(settings, "alpha_pattern", "lora_alpha", theirs) / _of(settings, "rank_pattern", "r", theirs) / scale)
+        used.update(names)
+    if odd := sorted(set(found) - used) or not pairs and ["no tensor"]:
+        raise UserError(f"{other}, or adapts more than the linear layers of its blocks: {odd[0]} has no place here")
+    return pairs, scale
 
 
 def fingerprint(model):

@@ -12,10 +12,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .adapters import load_adapter
+from .ask import AskConfig, ask, chat
 from .bench import BenchConfig, bench_inner
 from .errors import UserError
 from .experiment import LAST_STEP, KnowledgeConfig, run_knowledge, settle, steps_of
-from .learn import AskConfig, LearnConfig, ask, chat, learn, taught
+from .learn import LearnConfig, learn, taught
 from .pretrain import PretrainConfig, pretrain_knowledge
 from .report import text_report, write_report
 from .runs import Run
@@ -133,10 +134,10 @@ def convert(args):
 def export(args):
     settings = build(args.settings, vars(args))
     refuse_to_overwrite(args.out)
-    run_config = Path(args.source) / "events.jsonl"
-    source = Run(args.source).config["model"] if run_config.is_file() else args.source
+    is_run = (Path(args.source) / "events.jsonl").is_file()
+    source = Run(args.source).config["model"] if is_run else args.source
     model, tokenizer = load(source, "cpu", settings.dtype)
-    if run_config.is_file():
+    if is_run:
         taught(model, args.source)
     if settings.adapter:
         adapters, _ = load_adapter(settings.adapter, model, source)

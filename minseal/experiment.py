@@ -34,17 +34,17 @@ class KnowledgeConfig:
     def __post_init__(self):
         at_least(self, seed=0, world_seed=0, edit_tokens=1, eval_contexts=0, reliability_contexts=0)
         one_of(self, grade=GRADES, prompt=PROMPTS, dtype=("auto", *DTYPES))
-        if unknown := [p for p in others(self) if p not in PROMPTS]:
+        if unknown := [p for p in other_styles(self) if p not in PROMPTS]:
             raise UserError(f"--other-prompts names {unknown[0]!r}; expected some of {', '.join(PROMPTS)}")
 
 
-def others(config):
+def other_styles(config):
     """The prompt styles of config.other_prompts; settle() puts styles for 'auto'."""
     return [p for p in dict.fromkeys(config.other_prompts.replace(" ", "").split(",")) if p not in ("", "auto", config.prompt)]
 
 
 def settle(config):
-    """Put numbers for the zeros: 64 contexts a round and 96 to evaluate on, or what --data has of them."""
+    """Put numbers for the zeros and styles for 'auto': 64 contexts a round and 96 to evaluate on, or what --data has of them."""
     n = len(read_contexts(config.data)) if config.data else 0
     apart = len(read_contexts(config.eval_data)) if config.eval_data else n // 3 if config.data else 96
     held_out = config.eval_contexts or max(1, min(96, apart))
@@ -77,11 +77,11 @@ def contexts_of(config, task, block_size):
     both = {c.text for c in train} & {c.text for c in own}
     if both:
         raise UserError(f"{len(both)} passages are in the training and in the eval data, the first: {min(both)[:60]!r}")
-    ways = [task, *(task_of(config, task.tokenizer, style) for style in others(config))]
+    ways = [task, *(task_of(config, task.tokenizer, style) for style in other_styles(config))]
     for c in own + train:
         n = max(*(len(way.prompt(c)) + way.edit_tokens for way in ways), *(len(p) + task.answer_tokens for p in task.exam(c, in_context=True)))
         if n > block_size:
-            raise UserError(f"passage {c.id!r} needs {n} tokens with what is written after it; the model reads {block_size}")
+            raise UserError(f"passage {c.id!r} needs {n} tokens with what is written after it; the model reads {block_size}: lower --edit-tokens, or leave out long --other-prompts")
     return train, own
 
 
@@ -92,7 +92,7 @@ def steps_of(config):
     """How many steps a run has, for the progress bar."""
     def loop(outer):
         return outer.rounds * (len(parts(range(outer.contexts), outer)) + (outer.select == "positive") + 2)
-    return 9 + len(others(config)) + loop(config.outer) + (loop(control_of(config.outer)) if config.control else 0)
+    return 9 + len(other_styles(config)) + loop(config.outer) + (loop(control_of(config.outer)) if config.control else 0)
 
 
 def control_of(outer):
@@ -131,7 +131,7 @@ def run_knowledge(config, run, say=print):
 
     run.remember("no adaptation", lambda: without_training(False))
     run.remember("passage only", lambda: train_and_examine(held_out, [task.passage_only(c) for c in held_out]))
-    for style in others(config):  # RL is compared with the best prompt, not with the worst
+    for style in other_styles(config):  # RL is compared with the best prompt, not with the worst
         run.remember(f"own notes, {style}", lambda: own_notes(task_of(config, tokenizer, style)))
     run.remember("own notes", own_notes)
     run.remember("three self-edits before", three_of_one)

@@ -51,7 +51,7 @@ def adapt(model, edits, config=InnerConfig(), seed=0, start=None, on_step=None):
     model.recompute = config.recompute
     try:
         if start is not None:
-            adapters.load({name: start.get(name, fresh).to(fresh).expand_as(fresh) for name, fresh in adapters.state().items()})
+            adapters.load({name: t.expand(len(edits), *t.shape[1:]) for name, t in start.items()})
         train(model, adapters, plans, lr, config.decay, on_step)
     except BaseException:
         adapters.remove()
@@ -101,12 +101,12 @@ def losses(model, rows):
     return total / owner.bincount(minlength=len(rows)).clamp(min=1)                         # (K,)
 
 
-def cross_entropy(head, hidden, targets, logits=2 ** 24):
-    """The loss (N,) at hidden (N, C), targets (N,). Not more than about `logits` numbers are held at once.
+def cross_entropy(head, hidden, targets, most_logits=2 ** 24):
+    """The loss (N,) at hidden (N, C), targets (N,). Not more than about `most_logits` numbers are held at once.
 
     An open model has 50,000 to 150,000 logits a token: kept for the backward pass, they would outweigh all else.
     """
-    size = max(1, logits // head.out_features)
+    size = max(1, most_logits // head.out_features)
     if len(hidden) <= size:
         return F.cross_entropy(head(hidden).float(), targets, reduction="none")             # (N,)
 

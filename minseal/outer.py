@@ -51,7 +51,7 @@ def rest_em(policy, tokenizer, task, contexts, config=OuterConfig(), inner=Inner
             seed=0, remember=forgetful, keep=forgetful, on_round=None):
     """Teach `policy` (changed in place) to write better self-edits; returns [{'trials': ..., 'winners': ...}] by round.
 
-    task: has prompt, parse, passage_only, winner, exam, grade, mix, edit_tokens, answer_tokens, stop (tasks/knowledge.py is one).
+    task: has prompt, parse, passage_only, winner, exam, answers, grade, mix, edit_tokens, answer_tokens, stop (tasks/knowledge.py is one).
     student: the model that trains on the self-edits; None is SEAL, where it is the policy itself.
     reward: function(student, tokenizer, task, contexts, adapters) -> one dict with a 'reward' for each adapter; None: config.reward.
     remember(step, compute), keep(step, compute): return compute() or, after a kill, what it returned before it; remember

@@ -34,6 +34,8 @@ def load(source, device="auto", dtype="auto"):
     Nothing is read before every shape is found right; then each parameter is filled once, straight from disk:
     the peak is the weights and the largest tensor. Raises UserError with the reason if the source is damaged or a model that GPT cannot be.
     """
+    if dtype not in ("auto", *DTYPES):
+        raise UserError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     path = find(source)
     own = (path / "ranks.tiktoken").exists() or (path / "weights.pt").exists()
@@ -41,8 +43,6 @@ def load(source, device="auto", dtype="auto"):
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only {config.vocab_size} rows")
     parts = matched(config, tensors, names, path)
-    if dtype not in ("auto", *DTYPES):
-        raise UserError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}")
     try:
         model = empty(config, DTYPES[dtype] if dtype != "auto" else stored_dtype(tensors), device)
     except (RuntimeError, AssertionError) as e:  # no room, or no such device

@@ -22,7 +22,8 @@ from minseal.adapters import load_adapter
 from minseal.bench import BenchConfig
 from minseal.cli import ConvertConfig, ExportConfig, main
 from minseal.experiment import KnowledgeConfig
-from minseal.learn import AskConfig, LearnConfig
+from minseal.ask import AskConfig
+from minseal.learn import LearnConfig
 from minseal.pretrain import PretrainConfig
 from minseal.runs import Run
 from minseal.tasks import world

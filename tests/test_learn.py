@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minseal import Tokenizer, UserError, load
-from minseal.adapters import load_adapter
-from minseal.learn import AskConfig, LearnConfig, StudyConfig, ask, chat, cut, learn, notes_text, read_notes, self_edit
+from minseal import LoRAConfig, Tokenizer, UserError, attach, load
+from minseal.adapters import load_adapter, save_adapter
+from minseal.lora import TARGETS
+from minseal.ask import AskConfig, ask, chat
+from minseal.learn import LearnConfig, StudyConfig, cut, learn, notes_text, read_notes, self_edit
 from minseal.tasks import world
 from minseal.tokenizer import train_ranks
 
@@ -82,19 +84,29 @@ def test_sections_hold_all_words_in_order_and_none_is_too_long():
     assert sections[0].text == "The Seine flows through Paris. It is 777 kilometres long. It rises in Burgundy."
 
 
-@given(st.text(alphabet="ab .\n#", max_size=300))
+@given(st.text(alphabet="ab .\n#`", max_size=300))
 def test_any_text_is_cut_without_loss(text):
     sections = cut(TOKENIZER, "x.txt", text, 32)
     assert all(0 < len(TOKENIZER.encode(s.text)) <= 32 for s in sections)
-    kept = "".join("".join(s.text.split()) for s in sections)
-    lines = [line for p in re.split(r"\n\s*\n", text) for line in _without_headings(p.strip().split("\n"))]
-    assert kept == "".join("".join(line.split()) for line in lines)
+    code, kept = False, []
+    for line in map(str.strip, text.split("\n")):
+        code ^= line.startswith("```")
+        if code or not re.match(r"#{1,6}\s+(.*)", line):
+            kept.append(line)
+    assert "".join("".join(s.text.split()) for s in sections) == "".join("".join(line.split()) for line in kept)
 
 
-def _without_headings(lines):
-    while lines and re.match(r"#{1,6}\s+(.*)", lines[0]):
-        lines = lines[1:]
-    return lines
+def test_only_what_is_too_long_is_cut_finer():
+    """A paragraph with one endless word keeps its other words whole; a text without spaces is cut between letters, none put in."""
+    (first, *others) = cut(TOKENIZER, "x.txt", "The tower was built by him. " + "xyz" * 60 + " And it stands.", 40)
+    assert first.text.startswith("The tower was built by him.")
+    assert "".join(s.text for s in [first, *others]).count("xyz" * 5) > 1 and others[-1].text.endswith(" And it stands.")
+    assert "".join(s.text for s in cut(TOKENIZER, "x.txt", "塔は高い" * 40, 40)) == "塔は高い" * 40
+
+
+def test_headings_are_found_inside_text_and_not_inside_code():
+    sections = cut(TOKENIZER, "x.md", "Before.\n# One\nText.\n\n```\n# a comment\n```\n", 60)
+    assert [(s.title, s.text) for s in sections] == [("x", "Before."), ("One", "Text.\n\n``` # a comment ```")]
 
 
 def test_notes_come_back_as_they_were_written(tmp_path):
@@ -126,11 +138,76 @@ def test_a_document_without_words_is_refused_and_nothing_is_written(place, kind)
     assert not (folder / "adapter").exists()
 
 
-def test_other_bad_input(place):
+def test_an_adapter_of_fewer_layers_goes_on_in_all(place):
+    """PEFT adapters often adapt q and v only; a bug once lost the training at its end."""
+    folder, config = place
+    model, _ = load(config.model)
+    adapters = attach(model, 1, LoRAConfig(4, 8.0, ("q", "v")))
+    save_adapter(folder / "peft", model, adapters.state(), LoRAConfig(4, 8.0, ("q", "v")), config.model)
+    results = learn(replace(config, adapter=str(folder / "peft")), [folder / "rivers.md"], list)
+    assert results["after"] > results["before"]
+    assert load_adapter(folder / "adapter", model)[1].targets == TARGETS
+
+
+def test_what_lies_in_the_folder_is_not_overwritten(place):
     folder, config = place
     document = [folder / "rivers.md"]
+    for out, words in ((folder, "not empty"), (".", "not empty")):
+        before = (folder / "notes.md").read_text()
+        with pytest.raises(UserError, match=words):
+            learn(replace(config, out=str(out), notes=""), document, list)
+        assert (folder / "notes.md").read_text() == before
+    learn(config, document, list)
+    with pytest.raises(UserError, match="holds an adapter"):
+        learn(config, document, list)
+    first = (folder / "adapter" / "notes.md").read_text()
+    (folder / "more.md").write_text("## Section 1: rivers\n\nAnother note.\n")
+    learn(replace(config, adapter=config.out, notes=str(folder / "more.md"), inner=StudyConfig(epochs=1)), document, list)
+    assert (folder / "adapter" / "notes-1.md").read_text() == first and "Another note." in (folder / "adapter" / "notes.md").read_text()
+    assert (folder / "adapter" / "exam-1.json").exists()
+
+
+def test_notes_are_kept_when_the_rest_is_stopped(place, monkeypatch):
+    import sys
+    folder, config = place
+    monkeypatch.setattr(sys.modules["minseal.learn"], "adapt", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        learn(config, [folder / "rivers.md"], list)
+    assert {f.name for f in (folder / "adapter").iterdir()} == {"notes.md", "exam.json"}
+    assert json.loads((folder / "adapter" / "exam.json").read_text())[0] == {"question": "What flows through Paris?", "answers": ["The Seine"]}
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="--notes"):  # how to go on
+        learn(config, [folder / "rivers.md"], list)
+    learn(replace(config, notes=str(folder / "adapter" / "notes.md")), [folder / "rivers.md"], list)
+
+
+def test_without_a_question_it_learns_without_an_exam(place, monkeypatch):
+    import sys
+    folder, config = place
+    monkeypatch.setattr(sys.modules["minseal.learn"], "write_exam", lambda *args: ())
+    told = []
+    results = learn(replace(config, exam="", inner=StudyConfig(epochs=1)), [folder / "rivers.md"], told.append)
+    assert "after" not in results and (folder / "adapter" / "adapter_config.json").exists() and any("0 questions" in line for line in told)
+
+
+def test_other_bad_input(place):
+    folder, config = place
+    (folder / "long.txt").write_text("It is very cold there. " * 900)
+    (folder / "headings.md").write_text("# One\n# Two\n")
+    with pytest.raises(UserError, match="no text"):
+        learn(config, [folder / "headings.md"], list)
+    for text, words in (("## Section 99: x\n\nA note.", "section 99"), ("## Section 1: x\nA.\n## Section 1: x\nB.", "twice"), ("lost\n## Section 1: x\nA.", "begin")):
+        (folder / "wrong.md").write_text(text)
+        with pytest.raises(UserError, match=words):
+            learn(replace(config, notes=str(folder / "wrong.md")), [folder / "rivers.md"], list)
+    with pytest.raises(UserError, match="--section"):
+        learn(replace(config, section=3000), [folder / "long.txt"], list)
+    with pytest.raises(UserError, match="reads 2048"):
+        ask(AskConfig(config.model), "why " * 3000)
+    assert ask(AskConfig(config.model, max_tokens=10**6), "What flows through Paris?")
+    document = [folder / "rivers.md"]
     for change, words in (({"model": ""}, "--model"), ({"model": str(folder / "no")}, "no"), ({"notes": str(folder / "rivers.md")}, "Section 1"),
-                          ({"exam": str(folder / "rivers.md")}, "JSON"), ({"adapter": str(folder)}, "adapter_config.json"), ({"policy": str(folder), "notes": ""}, "no run")):
+                          ({"exam": str(folder / "rivers.md")}, "not JSON"), ({"adapter": str(folder)}, "adapter_config.json"), ({"policy": str(folder), "notes": ""}, "no run")):
         with pytest.raises(UserError, match=words):
             learn(replace(config, **change), document, list)
     with pytest.raises(UserError, match="riddles"):

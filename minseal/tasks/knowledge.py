@@ -70,14 +70,13 @@ class Knowledge:
 
     def prompt(self, context):
         """The ids after which the policy writes its self-edit."""
-        said, begun = PROMPTS[self.style]
-        turns = []
-        for title, text, answer in EXAMPLES.get(self.style, ()):
-            turns += [("user", said.format(title=title, text=text)), ("assistant", begun + answer)]
-        turns.append(("user", said.format(title=context.title, text=context.text)))
+        ask, begun = PROMPTS[self.style]
+        pairs = [(ask.format(title=title, text=text), begun + answer) for title, text, answer in EXAMPLES.get(self.style, ())]
+        pairs.append((ask.format(title=context.title, text=context.text), begun))  # (said, answered): here the policy goes on
         if self.tokenizer.chat:
-            return self.tokenizer.turns([(role, text.strip()) for role, text in turns]) + self.tokenizer.encode(begun)
-        return self.tokenizer.prompt("\n\n".join(said + answer for (_, said), (_, answer) in zip(turns[::2], [*turns[1::2], ("", begun)])))
+            turns = [turn for said, answered in pairs for turn in (("user", said.strip()), ("assistant", answered))]
+            return self.tokenizer.turns(turns[:-1]) + self.tokenizer.encode(begun)
+        return self.tokenizer.prompt("\n\n".join(said + answered for said, answered in pairs))
 
     def parse(self, context, text):
         """A text of the policy -> SelfEdit, the passage last (paper: 'passage + self-edit'); raises InvalidSelfEdit."""
@@ -135,16 +134,15 @@ class Knowledge:
         return dict(Counter(world.kind_of(line, context.person) for line in split_lines(text)))
 
     def edit(self, context, lines, lr=None, epochs=None, loss="all"):
-        """Training lines and directives -> SelfEdit, the passage last, the title above each."""
+        """Training lines and directives -> SelfEdit, the passage last. Questions get the form of the exam, the title stands above all else."""
         title, documents = title_of(context), []
         for line in lines:
             # A question is prompt, its answer completion: under `loss: completion` only the answer carries loss.
-            found = re.match(r"(.*\bAnswer:)(.+)", line, re.DOTALL)
-            prompt, text = found.groups() if found else ("", line)
             if context.person is None and (qa := question_and_answer(line)):
                 prompt, text = self.asked(context, qa[0]), f" {qa[1]}"
             else:
-                prompt = title + prompt
+                found = re.match(r"(.*\bAnswer:)(.+)", line, re.DOTALL)
+                prompt, text = (title + found[1], found[2]) if found else (title, line)
             documents.append(Document.of(self.tokenizer, text + "\n", prompt, loss))
         documents.append(Document.of(self.tokenizer, context.text + "\n", title))
         return SelfEdit(tuple(documents), lr, epochs)
@@ -193,7 +191,7 @@ def toy_contexts(n, world_seed):
 def read_text(path):
     """A file of UTF-8 text, whole."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # Windows likes to put a mark in front
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except IsADirectoryError:
