@@ -144,6 +144,7 @@ def test_an_adapter_of_fewer_layers_goes_on_in_all(place):
     model, _ = load(config.model)
     adapters = attach(model, 1, LoRAConfig(4, 8.0, ("q", "v")))
     save_adapter(folder / "peft", model, adapters.state(), LoRAConfig(4, 8.0, ("q", "v")), config.model)
+    adapters.remove()
     results = learn(replace(config, adapter=str(folder / "peft")), [folder / "rivers.md"], list)
     assert results["after"] > results["before"]
     assert load_adapter(folder / "adapter", model)[1].targets == TARGETS
