@@ -338,10 +338,11 @@ def test_a_finished_run_goes_out_with_what_its_outer_loop_taught(knowledge, tmp_
     main([*learn, "--out", str(tmp_path / "adapter"), "--policy", str(tmp_path / "run")])
     assert (tmp_path / "plain" / "notes.md").read_bytes() != (tmp_path / "adapter" / "notes.md").read_bytes()
     load_adapter(tmp_path / "adapter", load(untrained)[0])
-    assert "no finished outer loop" in refused(capsys, "learn", str(tmp_path / "hf" / "config.json"), "--model", untrained, "--policy", _begun(tmp_path, knowledge))
+    assert "no finished outer loop" in refused(capsys, *learn, "--out", str(tmp_path / "new"), "--policy", _begun(tmp_path))
+    assert not (tmp_path / "new").exists()
 
 
-def _begun(tmp_path, knowledge):
+def _begun(tmp_path):
     """A run folder without a finished round."""
     folder = tmp_path / "begun"
     Run(folder, Run(tmp_path / "run").config).remember("no adaptation", lambda: [])
