@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from .errors import UserError
+from .families import located
 from .files import read_json, read_safetensors, write_folder, write_json, write_safetensors
 from .lora import TARGETS, LoRAConfig, attach
-from .families import located
 from .weights import describe
 
 # Settings of PEFT with which an adapter is more than y = x W^T + scale (x A^T) B^T.

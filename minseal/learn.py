@@ -81,10 +81,12 @@ def learn(config, files, say=print):
 
     if notes is None:
         notes = write_notes(model, tokenizer, sections, config)
+    keep_older(out / "notes.md", config.notes)
     write_folder(out, {"notes.md": lambda path: path.write_text(notes_text(sections, notes), encoding="utf-8")})
     edit = self_edit(tokenizer, sections, notes, model.config.block_size)
     say(f"notes: {out}/notes.md, {len(edit.documents) - len(sections)} of them")
     exam = exam or write_exam(model, tokenizer, sections, config)
+    keep_older(out / "exam.json", config.exam)
     write_folder(out, {"exam.json": write_json([{"question": q, "answers": list(answers)} for q, answers in exam])})
     say(f"exam: {out}/exam.json, {len(exam)} questions" + ("" if exam else ": the model wrote none whose answer stands in the text; give --exam to see what it learns"))
 
@@ -107,17 +109,19 @@ def room_for(config):
     out = Path(config.out)
     there = {f.name for f in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
     if config.adapter and out.resolve() == Path(config.adapter).resolve():
-        for name in ("notes", "exam"):  # what it learnt before stays beside what it learns now
-            number = next(n for n in itertools.count(1) if not any((out / f"{name}-{n}{end}").exists() for end in (".md", ".json")))
-            for file in (out / f"{name}.md", out / f"{name}.json"):
-                if file.exists() and file.resolve() != Path(config.notes or "-").resolve() and file.resolve() != Path(config.exam or "-").resolve():
-                    file.rename(out / f"{name}-{number}{file.suffix}")
-    elif "adapter_config.json" in there:
+        return out
+    if "adapter_config.json" in there:
         raise UserError(f"{out} holds an adapter already: go on from it with --adapter {out}, or choose another --out")
-    elif there and Path(config.notes or "-").resolve() != (out / "notes.md").resolve():
+    if there and Path(config.notes or "-").resolve() != (out / "notes.md").resolve():
         hint = f"train on the notes in it with --notes {out / 'notes.md'}, or " if "notes.md" in there else ""
         raise UserError(f"{out} is there already and not empty: {hint}choose another --out")
     return out
+
+
+def keep_older(file, given):
+    """What was learnt before stays beside what is learnt now: notes.md becomes notes-1.md, unless it is the very file that was given."""
+    if file.exists() and file.resolve() != Path(given or "-").resolve():
+        file.rename(next(new for n in itertools.count(1) if not (new := file.with_stem(f"{file.stem}-{n}")).exists()))
 
 
 def check_sections(tokenizer, sections, notes, config, block_size):

@@ -162,6 +162,10 @@ def test_what_lies_in_the_folder_is_not_overwritten(place):
     with pytest.raises(UserError, match="holds an adapter"):
         learn(config, document, list)
     first = (folder / "adapter" / "notes.md").read_text()
+    there = {f.name for f in (folder / "adapter").iterdir()}
+    with pytest.raises(UserError, match="missing.md"):  # a mistake moves nothing
+        learn(replace(config, adapter=config.out), [folder / "missing.md"], list)
+    assert {f.name for f in (folder / "adapter").iterdir()} == there
     (folder / "more.md").write_text("## Section 1: rivers\n\nAnother note.\n")
     learn(replace(config, adapter=config.out, notes=str(folder / "more.md"), inner=StudyConfig(epochs=1)), document, list)
     assert (folder / "adapter" / "notes-1.md").read_text() == first and "Another note." in (folder / "adapter" / "notes.md").read_text()
