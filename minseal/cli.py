@@ -6,6 +6,7 @@ import inspect
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
@@ -15,23 +16,29 @@ from .adapters import load_adapter
 from .ask import AskConfig, ask, chat
 from .bench import BenchConfig, bench_inner
 from .errors import UserError
-from .experiment import LAST_STEP, KnowledgeConfig, run_knowledge, settle, steps_of
+from . import experiment_fewshot as fewshot
+from .experiment import KnowledgeConfig, run_knowledge, settle, steps_of
+from .ladders import LADDERS, kind_of
 from .learn import LearnConfig, learn, taught
-from .pretrain import PretrainConfig, pretrain_knowledge
+from .pretrain import FewShotPretrainConfig, PretrainConfig, pretrain_fewshot, pretrain_knowledge
 from .report import text_report, write_report
 from .runs import Run
+from .show import ShowConfig, show
 from .weights import export as export_folder, load, save
 
 DESCRIPTION = """\
 minseal: SEAL (self-adapting language models, arXiv 2506.10943) from scratch.
 
   minseal run knowledge        the paper's ladder on a toy world, with the outer loop and its control: minutes on two cores
+  minseal run fewshot          the same for grid tasks: self-edits that say how to train on a few demonstrations
+  minseal run ttt              test-time training alone: what is temporary, and what stays
+  minseal show TASK            a grid task as coloured blocks; --run RUN: with what was predicted before and after
   minseal report RUN           table, plots, report.md and results.json of a run folder, made again
   minseal learn FILE...        teach an open model your own documents: notes, an adapter, an exam before and after
   minseal ask QUESTION         ask a model, with an adapter or without; `minseal chat` goes on line by line
   minseal convert SOURCE OUT   open weights (Hugging Face folder, hub id, GGUF) into minseal's own folder
   minseal export SOURCE OUT    a model or a finished run, for transformers
-  minseal pretrain knowledge   make the tiny model of `run knowledge` again, from nothing
+  minseal pretrain knowledge   make the tiny model of `run knowledge` again, from nothing; pretrain fewshot: that of `run fewshot`
   minseal bench inner          the inner loop against transformers + peft
 
 `minseal COMMAND --help` tells more."""
@@ -40,21 +47,25 @@ minseal: SEAL (self-adapting language models, arXiv 2506.10943) from scratch.
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="minseal", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(metavar="run | report | learn | ask | chat | convert | export | pretrain | bench", required=True, parser_class=Parser)
-    for name, kind, settings, function in (("run", "knowledge", KnowledgeConfig, run), ("pretrain", "knowledge", PretrainConfig, pretrain),
-                                           ("bench", "inner", BenchConfig, bench)):
-        branch = commands.add_parser(name, description=f"minseal {name} {kind}: {inspect.getdoc(settings)}")
-        p = branch.add_subparsers(metavar=kind, required=True, parser_class=Parser).add_parser(
-            kind, usage=f"minseal {name} {kind} [options]", description=inspect.getdoc(settings), formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        add_options(p, settings)
-        p.set_defaults(function=function, settings=settings, parser=p)
-        if name == "run":
-            p.add_argument("--out", default=f"runs/{kind}", help="run folder; the same command again goes on where it stopped")
+    commands = parser.add_subparsers(metavar="run | report | show | learn | ask | chat | convert | export | pretrain | bench", required=True, parser_class=Parser)
+    for name, kinds, function in (("run", {kind: e.settings for kind, e in EXPERIMENTS.items()}, run),
+                                  ("pretrain", {"knowledge": PretrainConfig, "fewshot": FewShotPretrainConfig}, pretrain), ("bench", {"inner": BenchConfig}, bench)):
+        told = "\n\n".join(f"minseal {name} {kind}: {inspect.getdoc(settings)}" for kind, settings in kinds.items())
+        branch = commands.add_parser(name, description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
+        branch = branch.add_subparsers(metavar=" | ".join(kinds), required=True, parser_class=Parser)
+        for kind, settings in kinds.items():
+            p = branch.add_parser(kind, usage=f"minseal {name} {kind} [options]", description=inspect.getdoc(settings),
+                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+            add_options(p, settings)
+            p.set_defaults(function=function, settings=settings, kind=kind, parser=p)
+            if name == "run":
+                p.add_argument("--out", default=f"runs/{kind}", help="run folder; the same command again goes on where it stopped")
     p = commands.add_parser("report", description="Make table, plots, report.md and results.json of a run folder again.")
     p.add_argument("folder", metavar="RUN", help="a folder that `minseal run` made")
     p.set_defaults(function=report, parser=p)
     for name, settings, function, words in (("learn", LearnConfig, learn_files, ("files", "FILE", "+", "text or Markdown files")),
-                                            ("ask", AskConfig, ask_question, ("question", "QUESTION", None, "what to ask")), ("chat", AskConfig, chat_lines, None)):
+                                            ("ask", AskConfig, ask_question, ("question", "QUESTION", None, "what to ask")), ("chat", AskConfig, chat_lines, None),
+                                            ("show", ShowConfig, show_task, ("task", "TASK", None, "a task's id, or a file of ARC's JSON"))):
         p = commands.add_parser(name, description=inspect.getdoc(settings), formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         if words:
             p.add_argument(words[0], metavar=words[1], nargs=words[2], help=words[3])
@@ -82,21 +93,36 @@ def main(argv=None):
         sys.exit(130)
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """One kind of run: its settings, what puts numbers for their zeros, how many steps it has, and the function that walks it."""
+    settings: type
+    settle: Callable
+    steps: Callable
+    walk: Callable
+
+
+EXPERIMENTS = {"knowledge": Experiment(KnowledgeConfig, settle, steps_of, run_knowledge),
+               "fewshot": Experiment(fewshot.FewShotConfig, fewshot.settle, fewshot.steps_of, fewshot.run_fewshot),
+               "ttt": Experiment(fewshot.TTTConfig, fewshot.settle, fewshot.steps_of, fewshot.run_ttt)}
+
+
 def run(args):
-    print(f"minseal run knowledge: run folder {args.out}", flush=True)
-    config = settle(build(args.settings, vars(args)))
-    with tqdm(total=steps_of(config), unit="step", smoothing=0, disable=None) as bar:
+    print(f"minseal run {args.kind}: run folder {args.out}", flush=True)
+    experiment = EXPERIMENTS[args.kind]
+    config = experiment.settle(build(args.settings, vars(args)))
+    with tqdm(total=experiment.steps(config), unit="step", smoothing=0, disable=None) as bar:
         def on_step(step, trials):
             bar.update()
             bar.set_postfix_str(step + (f", reward {sum(t['reward'] for t in trials) / len(trials):.2f}" if trials else ""))
-        the_run = Run(args.out, asdict(config), on_step)
-        if LAST_STEP in the_run.done:
+        the_run = Run(args.out, {"kind": args.kind, **asdict(config)}, on_step)
+        if LADDERS[args.kind].last in the_run.done:
             bar.disable = True
             print(f"{args.out} holds this run already, finished; its report again:")
         else:
             if the_run.done:
                 bar.write(f"going on: {len(the_run.done)} steps were done already")
-            run_knowledge(config, the_run, bar.write)
+            experiment.walk(config, the_run, bar.write)
     results = write_report(the_run)
     print("\n" + text_report(the_run, results))
     print(f"{results['seconds']:.0f} s in all. In {args.out}: report.md, results.json, events.jsonl (every self-edit), plots.")
@@ -104,9 +130,13 @@ def run(args):
 
 def report(args):
     the_run = Run(args.folder)
-    if "no adaptation" not in the_run.done:
+    if not LADDERS[kind_of(the_run.config)].order(the_run):
         raise UserError(f"{args.folder} holds no finished arm yet")
     print(text_report(the_run, write_report(the_run)))
+
+
+def show_task(args):
+    show(build(args.settings, vars(args)), args.task)
 
 
 def learn_files(args):
@@ -168,7 +198,7 @@ class ExportConfig:
 
 
 def pretrain(args):
-    pretrain_knowledge(build(args.settings, vars(args)))
+    {"knowledge": pretrain_knowledge, "fewshot": pretrain_fewshot}[args.kind](build(args.settings, vars(args)))
 
 
 def bench(args):

@@ -85,19 +85,67 @@ def contexts_of(config, task, block_size):
     return train, own
 
 
-LAST_STEP = "passage in context"
-
-
 def steps_of(config):
     """How many steps a run has, for the progress bar."""
-    def loop(outer):
-        return outer.rounds * (len(parts(range(outer.contexts), outer)) + (outer.select == "positive") + 2)
-    return 9 + len(other_styles(config)) + loop(config.outer) + (loop(control_of(config.outer)) if config.control else 0)
+    return 9 + len(other_styles(config)) + loop_steps(config.outer) + (loop_steps(control_of(config.outer)) if config.control else 0)
+
+
+def loop_steps(outer):
+    """How many steps an outer loop has: the parts of its E-steps, baselines, M-steps, and an arm after each round."""
+    return outer.rounds * (len(parts(range(outer.contexts), outer)) + (outer.select == "positive") + 2)
 
 
 def control_of(outer):
     """The control's settings. One self-edit drawn at random from several is one self-edit: it samples no more."""
     return replace(outer, select="random", samples=1)
+
+
+class Lab:
+    """What every arm of a ladder is made of: one model and task, and the run folder that every step goes through."""
+
+    def __init__(self, config, run, policy, tokenizer, task, outer=None):
+        self.config, self.run, self.policy, self.tokenizer, self.task, self.outer = config, run, policy, tokenizer, task, outer or config.outer
+        self.original = {k: v.clone() for k, v in policy.state_dict().items()}
+
+    def reset(self):
+        """The policy as it was before any outer loop."""
+        self.policy.load_state_dict(self.original)
+
+    def write(self, contexts, n, *draw, task=None):
+        """n self-edits of each context: lists of texts. draw: numbers that make it another draw."""
+        task = task or self.task
+        return sample(self.policy, self.tokenizer, [task.prompt(x) for x in contexts], n, task.edit_tokens, self.outer.temperature, self.outer.top_p,
+                      seed=mix_seed(self.config.seed, *draw))
+
+    def train_and_examine(self, contexts, edits, seed=None, task=None, reward=exam_score):
+        """A trial for each context with its self-edit (a text or a SelfEdit)."""
+        return try_out(self.policy, self.tokenizer, task or self.task, list(zip(contexts, edits)), self.config.inner, self.outer.at_once, reward,
+                       self.config.seed if seed is None else seed, self.outer.memory)
+
+    def own_edits(self, contexts, task=None):
+        """The policy's own self-edits, one of each context."""
+        return self.train_and_examine(contexts, [text for (text,) in self.write(contexts, 1, 99, task=task)], task=task)
+
+    def without_training(self, contexts, in_context):
+        """The plain model's exams."""
+        k = self.outer.at_once
+        return [{"context": c.id, **result} for i in range(0, len(contexts), k)
+                for c, result in zip(contexts[i:], exam_score(self.policy, self.tokenizer, self.task, contexts[i:i + k], in_context=in_context))]
+
+    def outer_loop(self, name, settings, train, held_out):
+        """rest_em with every step in the run folder; after each round the policy's own self-edits of the held-out contexts."""
+        return rest_em(self.policy, self.tokenizer, self.task, train, settings, self.config.inner, seed=self.config.seed,
+                       keep=lambda step, compute: self.run.keep(f"{name} {step}", compute),
+                       remember=lambda step, compute: self.run.remember(f"{name} {step}", compute),
+                       on_round=lambda r, record: self.run.remember(f"{name} {r}", lambda: self.own_edits(held_out)))
+
+    def reliability(self, history, train, n):
+        """The self-edits of n contexts of round 1 under other first weights of the adapters: how much of the reward is luck?"""
+        some = {c.id: c for c in train[:n]}
+        trials = [t for t in history[0]["trials"] if t["context"] in some] if history else []
+        for i in (1, 2):
+            self.run.remember(f"reliability, run {i}", lambda: self.train_and_examine(
+                [some[t["context"]] for t in trials], [t["text"] for t in trials], self.config.seed + i, reward=REWARDS[self.outer.reward]))
 
 
 def run_knowledge(config, run, say=print):
@@ -106,46 +154,24 @@ def run_knowledge(config, run, say=print):
     task = task_of(config, tokenizer, config.prompt)
     train, held_out = contexts_of(config, task, policy.config.block_size)
     say(f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters, {len(train)} contexts to train on, {len(held_out)} held out")
-    outer, inner, seed = config.outer, config.inner, config.seed
-    original = {k: v.clone() for k, v in policy.state_dict().items()}
-
-    def write(contexts, n, seed, task=task):
-        return sample(policy, tokenizer, [task.prompt(c) for c in contexts], n, task.edit_tokens, outer.temperature, outer.top_p, seed=seed)
-
-    def train_and_examine(contexts, edits, seed=seed, task=task, reward=exam_score):
-        return try_out(policy, tokenizer, task, list(zip(contexts, edits)), inner, outer.at_once, reward, seed, outer.memory)
-
-    def own_notes(task=task):
-        return train_and_examine(held_out, [text for (text,) in write(held_out, 1, mix_seed(seed, 99), task)], task=task)
-
-    def without_training(in_context):
-        return [{"context": c.id, **result} for i in range(0, len(held_out), outer.at_once)
-                for c, result in zip(held_out[i:], exam_score(policy, tokenizer, task, held_out[i:i + outer.at_once], in_context=in_context))]
+    lab = Lab(config, run, policy, tokenizer, task)
 
     def three_of_one():  # for people to look at
-        return train_and_examine(held_out[:1] * 3, write(held_out[:1], 3, mix_seed(seed, 98))[0])
+        return lab.train_and_examine(held_out[:1] * 3, lab.write(held_out[:1], 3, 98)[0])
 
-    def outer_loop(name, settings):
-        return rest_em(policy, tokenizer, task, train, settings, inner, seed=seed, keep=lambda step, compute: run.keep(f"{name} {step}", compute),
-                       remember=lambda step, compute: run.remember(f"{name} {step}", compute), on_round=lambda r, record: run.remember(f"{name} {r}", own_notes))
-
-    run.remember("no adaptation", lambda: without_training(False))
-    run.remember("passage only", lambda: train_and_examine(held_out, [task.passage_only(c) for c in held_out]))
+    run.remember("no adaptation", lambda: lab.without_training(held_out, False))
+    run.remember("passage only", lambda: lab.train_and_examine(held_out, [task.baseline(c) for c in held_out]))
     for style in other_styles(config):  # RL is compared with the best prompt, not with the worst
-        run.remember(f"own notes, {style}", lambda: own_notes(task_of(config, tokenizer, style)))
-    run.remember("own notes", own_notes)
+        run.remember(f"own notes, {style}", lambda: lab.own_edits(held_out, task_of(config, tokenizer, style)))
+    run.remember("own notes", lambda: lab.own_edits(held_out))
     run.remember("three self-edits before", three_of_one)
-    history = outer_loop("round", outer)
+    history = lab.outer_loop("round", config.outer, train, held_out)
     run.remember("three self-edits after", three_of_one)
 
-    policy.load_state_dict(original)
-    # The reward of the same self-edits under other first weights of the adapters: how much of it is luck?
-    some = {c.id: c for c in train[:config.reliability_contexts]}
-    trials = [t for t in history[0]["trials"] if t["context"] in some] if history else []
-    for i in (1, 2):
-        run.remember(f"reliability, run {i}", lambda: train_and_examine([some[t["context"]] for t in trials], [t["text"] for t in trials], seed + i, reward=REWARDS[outer.reward]))
+    lab.reset()
+    lab.reliability(history, train, config.reliability_contexts)
     if config.control:
-        outer_loop("control", control_of(outer))
-        policy.load_state_dict(original)
-    run.remember("oracle notes", lambda: train_and_examine(held_out, [task.oracle(c) for c in held_out]))
-    run.remember(LAST_STEP, lambda: without_training(True))
+        lab.outer_loop("control", control_of(config.outer), train, held_out)
+        lab.reset()
+    run.remember("oracle notes", lambda: lab.train_and_examine(held_out, [task.oracle(c) for c in held_out]))
+    run.remember("passage in context", lambda: lab.without_training(held_out, True))

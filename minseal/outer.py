@@ -32,14 +32,14 @@ class OuterConfig:
     temperature: float = 1.0      # of sampling self-edits (paper: 1)
     top_p: float = 1.0            # sample among the likeliest tokens with this much probability (paper: 0.95)
     reward: str = "exam"          # exam | likelihood: share of the exam answered right, or how likely its answers are to the adapted student (finer: hardly any ties)
-    select: str = "best"          # best | positive | random: which self-edits of a context the policy learns from
+    select: str = "best"          # best | all-best | positive | random: which self-edits of a context the policy learns from
     at_once: int = 16             # adapters trained side by side; more need more memory
     memory: float = 0.0           # GB that adapters trained side by side may take: fewer at once if they need more; 0: no limit
     m_step: MStepConfig = field(default_factory=MStepConfig)
 
     def __post_init__(self):
         at_least(self, rounds=0, contexts=0, samples=1, temperature=0, top_p=0, at_once=1, memory=0)
-        one_of(self, reward=("exam", "likelihood"), select=("best", "positive", "random"))
+        one_of(self, reward=("exam", "likelihood"), select=("best", "all-best", "positive", "random"))
 
 
 def forgetful(step, compute):
@@ -51,7 +51,7 @@ def rest_em(policy, tokenizer, task, contexts, config=OuterConfig(), inner=Inner
             seed=0, remember=forgetful, keep=forgetful, on_round=None):
     """Teach `policy` (changed in place) to write better self-edits; returns [{'trials': ..., 'winners': ...}] by round.
 
-    task: has prompt, parse, passage_only, winner, exam, answers, grade, mix, edit_tokens, answer_tokens, stop (tasks/knowledge.py is one).
+    task: has prompt, parse, baseline, lessons, exam, answers, grade, describe, edit_tokens, answer_tokens, stop (tasks/knowledge.py is one).
     student: the model that trains on the self-edits; None is SEAL, where it is the policy itself.
     reward: function(student, tokenizer, task, contexts, adapters) -> one dict with a 'reward' for each adapter; None: config.reward.
     remember(step, compute), keep(step, compute): return compute() or, after a kill, what it returned before it; remember
@@ -88,11 +88,11 @@ def e_step(policy, tokenizer, task, contexts, config, inner, student, reward, se
             return try_out(student, tokenizer, task, pairs, inner, config.at_once, reward, seed, config.memory)
 
         trials += remember(f"contexts {i + 1}-{i + len(part)}", explore)
-    if config.select == "positive":  # needs to know what the passage alone gives
-        baseline = remember("passage only", lambda: try_out(
-            student, tokenizer, task, [(c, task.passage_only(c)) for c in contexts], inner, config.at_once, reward, seed, config.memory))
+    if config.select == "positive":  # needs to know what training gives that no policy had a hand in
+        baseline = remember("baseline", lambda: try_out(
+            student, tokenizer, task, [(c, task.baseline(c)) for c in contexts], inner, config.at_once, reward, seed, config.memory))
         for trial, base in zip(trials, [b for b in baseline for _ in range(config.samples)]):
-            trial["passage only"] = base["reward"]
+            trial["baseline"] = base["reward"]
     return trials
 
 
@@ -109,15 +109,16 @@ def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0
     (its id), 'text', 'reward', 'seed', 'seconds', and 'invalid' (the reason) if the text is no self-edit or training
     on it failed: then the reward is 0.
     """
-    trials, valid, reward = [], [], reward or exam_score
-    for context, edit in pairs:
-        trials.append({"context": context.id, "text": edit if isinstance(edit, str) else None, "reward": 0.0, "seed": seed, "seconds": 0.0})
+    reward, valid = reward or exam_score, []
+    once = {(context.id, edit): (context, edit) for context, edit in pairs}  # the same text for the same context trains one adapter
+    trials = {key: {"context": key[0], "text": key[1] if isinstance(key[1], str) else None, "reward": 0.0, "seed": seed, "seconds": 0.0} for key in once}
+    for key, (context, edit) in once.items():
         try:
-            valid.append((trials[-1], context, task.parse(context, edit) if isinstance(edit, str) else edit))
+            valid.append((trials[key], context, task.parse(context, edit) if isinstance(edit, str) else edit))
         except InvalidSelfEdit as e:
-            trials[-1]["invalid"] = str(e)
-        if isinstance(edit, str) and (mix := task.mix(context, edit)) is not None:
-            trials[-1]["mix"] = mix
+            trials[key]["invalid"] = str(e)
+        if isinstance(edit, str) and (description := task.describe(context, edit)) is not None:
+            trials[key]["description"] = description
     valid.sort(key=lambda v: sum(len(d.ids) for d in v[2].documents))  # like lengths together: less padding
     for indices in side_by_side(student, [edit for _, _, edit in valid], inner, at_once, memory):
         group, start = [valid[i] for i in indices], time.time()
@@ -130,14 +131,14 @@ def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0
             trial.update(result, seconds=round((time.time() - start) / len(group), 4))
             if k in adapters.failed:
                 trial.update(reward=0.0, invalid=adapters.failed[k])
-    return trials
+    return [dict(trials[context.id, edit]) for context, edit in pairs]
 
 
 def exam_score(student, tokenizer, task, contexts, adapters=None, in_context=False):
     """The reward of the paper: the share of the exam that the adapted student gets right, the context out of sight.
 
     adapters: one for each context, attached to the student already; not looked at here, other rewards may. None: the
-    plain student. in_context: the passage in front of each question, the upper end of the ladder.
+    plain student. in_context: the context in front of each question.
     """
     exams = [task.exam(c, in_context) for c in contexts]
     most = max(len(exam) for exam in exams)
@@ -168,10 +169,11 @@ REWARDS = {"exam": exam_score, "likelihood": answer_likelihood}
 
 
 def select(trials, how, rng):
-    """Which trials the policy learns from, at most one a context ('positive': all above the passage alone).
+    """Which trials the policy learns from; an invalid self-edit is never one of them.
 
-    best: the highest reward, ties broken at random; a context whose self-edits all score alike teaches nothing and is
-    skipped. random: any one, the control. An invalid self-edit is never chosen.
+    best: one of each context, with its highest reward, ties broken at random. all-best: all that have its highest reward.
+    In both, a context whose self-edits all score alike teaches nothing and is skipped. positive: all above the baseline.
+    random: any one of each context, the control.
     """
     winners = []
     for context in dict.fromkeys(t["context"] for t in trials):
@@ -180,13 +182,15 @@ def select(trials, how, rng):
         if how == "random":
             best = valid
         elif how == "positive":
-            winners += [t for t in valid if t["reward"] > t["passage only"]]
+            winners += [t for t in valid if t["reward"] > t["baseline"]]
             continue
         elif len({t["reward"] for t in all_of_it}) > 1:
             best = [t for t in valid if t["reward"] == max(v["reward"] for v in valid)]
         else:
             best = []
-        if best:
+        if how == "all-best":
+            winners += best
+        elif best:
             winners.append(best[rng.integers(len(best))])
     return winners
 
@@ -198,8 +202,8 @@ def m_step(policy, task, contexts, winners, config, seed, keep=lambda compute: c
     by_id = {c.id: c for c in contexts}
 
     def train():
-        documents = tuple(task.winner(by_id[w["context"]], w["text"]) for w in winners)
-        adapters = adapt(policy, [SelfEdit(documents)], config.m_step, seed)
+        documents = task.lessons([(by_id[w["context"]], w["text"]) for w in winners], seed)
+        adapters = adapt(policy, [SelfEdit(tuple(documents))], config.m_step, seed)
         state = adapters.state()
         adapters.remove()
         if adapters.failed:

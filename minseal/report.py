@@ -6,66 +6,48 @@ from collections import Counter
 
 import numpy as np
 
-from . import evidence
+from . import evidence, report_fewshot
 from .errors import UserError
+from .ladders import LADDERS, kind_of
 from .tasks.world import KINDS
 
 
 def summarise(run):
     """A run folder -> the results as a dict, its arms in the order of the ladder (what results.json holds)."""
-    rewards = {arm: [t["reward"] for t in run.done[arm]["trials"]] for arm in ladder(run)}
+    kind = kind_of(run.config)
+    ladder = LADDERS[kind]
+    rewards = {arm: [t["reward"] for t in run.done[arm]["trials"]] for arm in ladder.order(run)}
     arms = []
     for arm, values in rewards.items():
         mean, ci = evidence.interval(values)
         trials = run.done[arm]["trials"]
         row = {"arm": arm, "mean": mean, "ci95": ci, "gain": None, "gain_ci95": None, "over": None,
-               "seconds": run.done[arm]["seconds"], "n": len(values), "invalid": sum("invalid" in t for t in trials), "mix": mix(trials)}
-        if (over := compared_with(arm)) in rewards:
+               "seconds": run.done[arm]["seconds"], "n": len(values), "invalid": sum("invalid" in t for t in trials)}
+        if kind == "knowledge":
+            row["mix"] = mix(trials)
+        if (over := ladder.compared_with(arm)) in rewards:
             row["gain"], row["gain_ci95"] = evidence.paired(values, rewards[over])
             row["over"] = over
         arms.append(row)
-    results = {"arms": arms, "training": training(run), "seconds": run.seconds(), "config": run.config,
+    results = {"kind": kind, "arms": arms, "training": training(run), "seconds": run.seconds(), "config": run.config,
                "reliability": None, "reliability_mean": None, "best_of_k_heldout": None, "best_of_k": None}
-    rounds = [arm for arm in rewards if arm.startswith("round")]
-    if rounds:
-        a = rounds[-1]
-        untrained = [arm for arm in rewards if arm.startswith("own notes, ")]  # other prompts
-        best = max(untrained, key=lambda arm: np.mean(rewards[arm]), default=None)
-        against = ["own notes", best, "passage only" if best else None, a.replace("round", "control")]
-        results["comparisons"] = [dict(zip(("gain", "gain_ci95"), evidence.paired(rewards[a], rewards[b])), arm=a, over=b)
-                                  for b in against if b in rewards]
+    if rounds := [arm for arm in rewards if arm.startswith("round")]:
+        last = rounds[-1]
+        results["comparisons"] = [dict(zip(("gain", "gain_ci95"), evidence.paired(rewards[last], rewards[rival])), arm=last, over=rival)
+                                  for rival in ladder.rivals(last, {arm: np.mean(values) for arm, values in rewards.items()}) if rival in rewards]
     if (scores := repeated_scores(run)) is not None:
         one, of_mean = (None if np.isnan(x) else x for x in evidence.reliability(scores))
         best = evidence.best_of_k(scores)
         results.update(reliability=one, reliability_mean=of_mean, best_of_k_heldout=best["held out"],
                        best_of_k={**best, "k": scores.shape[1], "contexts": scores.shape[0], "runs": scores.shape[2]})
+    if kind != "knowledge":
+        report_fewshot.add(run, results, rewards)
     return results
-
-
-def ladder(run):
-    """The arms that a run has measured, weakest first; controls after the rounds."""
-    rounds = range(1, run.config["outer"]["rounds"] + 1)
-    styles = [arm for arm in run.done if arm.startswith("own notes, ")]
-    order = ["no adaptation", "passage only", *styles, "own notes", *(f"round {r}" for r in rounds), *(f"control {r}" for r in rounds),
-             "oracle notes", "passage in context"]
-    return [arm for arm in order if arm in run.done]
-
-
-def compared_with(arm):
-    """The arm that an arm's gain is taken over: a round's is the round before, a control's the untrained policy's notes."""
-    name, _, r = arm.partition(" ")
-    if name == "round":
-        return f"round {int(r) - 1}" if r != "1" else "own notes"
-    if name == "control":
-        return "own notes"
-    if name == "own":
-        return "passage only"
-    return {"passage only": "no adaptation", "oracle notes": "passage only", "passage in context": "no adaptation"}.get(arm)
 
 
 def mix(trials):
     """Share of each kind of note in all self-edits together; None where no grammar reads them."""
-    counts = sum((Counter(t.get("mix")) for t in trials), Counter())
+    counts = sum((Counter(t.get("description")) for t in trials), Counter())
     return {kind: counts[kind] / counts.total() for kind in KINDS} if counts.total() else None
 
 
@@ -73,7 +55,7 @@ def training(run):
     """What the E-steps saw in each round of SEAL and of the control: mean reward, invalid self-edits, contexts that teach nothing."""
     out = []
     for name in ("round", "control"):
-        for r in range(1, run.config["outer"]["rounds"] + 1):
+        for r in range(1, run.config.get("outer", {}).get("rounds", 0) + 1):
             trials = [t for step, d in run.done.items() if step.startswith(f"{name} {r} contexts") for t in d["trials"]]
             if trials:
                 out.append({"loop": name, "round": r, "reward": float(np.mean([t["reward"] for t in trials])), "self_edits": len(trials),
@@ -93,7 +75,7 @@ def by_context(trials):
 def repeated_scores(run):
     """(contexts, self-edits, runs) rewards of the same self-edits under several seeds, or None if they were not measured."""
     again = [d["trials"] for step, d in run.done.items() if step.startswith("reliability")]
-    k = run.config["outer"]["samples"]
+    k = run.config.get("outer", {}).get("samples", 0)
     if len(again) < 2 or not again[0] or k < 2:
         return None
     first = [t for step, d in run.done.items() if step.startswith("round 1 contexts") for t in d["trials"]][:len(again[0])]
@@ -105,20 +87,32 @@ def repeated_scores(run):
 def text_report(run, results):
     """The table and what stands below it, as printed at the end of a run."""
     c = run.config
-    measured = f"{c['data'] or 'toy world ' + str(c['world_seed'])}, seed {c['seed']}, model {c['model']}, graded by {c['grade']}"
+    toy = f"toy world {c.get('world_seed', c.get('rules_seed'))}"
+    measured = f"{c['data'] or toy}, seed {c['seed']}, model {c['model']}" + (f", graded by {c['grade']}" if "grade" in c else "")
     parts = [table(results), measured + "\n" + conclusions(results)]
+    if results["kind"] == "fewshot":
+        parts.append(report_fewshot.chosen(results, aligned))
     if "three self-edits before" in run.done and "three self-edits after" in run.done:
         parts.append(side_by_side(run))
     return "\n\n".join(parts) + "\n"
 
 
 def table(results):
-    kinds = KINDS if any(a["mix"] for a in results["arms"]) else ()
-    header = ["arm", "score", "95 %", "gain", "95 %", "over", "s", *kinds]
+    if results["kind"] == "knowledge":
+        further = KINDS if any(a["mix"] for a in results["arms"]) else ()
+        cells = lambda a: [f"{a['mix'][k]:.0%}" if a["mix"] else "" for k in further]
+    else:
+        further, cells = report_fewshot.columns(results)
+    header = ["arm", "score", "95 %", "gain", "95 %", "over", "s", *further]
     rows = [[a["arm"], f"{a['mean']:.2f}", _ci(a["ci95"]), *((f"{a['gain']:+.2f}", _ci(a["gain_ci95"], "+.2f"), a["over"]) if a["over"] else ("",) * 3),
-             f"{a['seconds']:.0f}", *(f"{a['mix'][k]:.0%}" if a["mix"] else "" for k in kinds)] for a in results["arms"]]
+             f"{a['seconds']:.0f}", *cells(a)] for a in results["arms"]]
+    return aligned(header, rows, left=(0, 5))
+
+
+def aligned(header, rows, left):
+    """A table as text; the columns `left` begin at the left, the others end at the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(w) if i in (0, 5) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in [header, *rows]]
+    lines = ["  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in [header, *rows]]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
@@ -128,7 +122,7 @@ def _ci(ci, form=".2f"):
 
 def conclusions(results):
     n, lines = results["arms"][0]["n"], []
-    lines.append(f"score: share of the exam, mean over {n} held-out contexts; gain: paired over the same contexts, bootstrap intervals.")
+    lines.append(f"score: {LADDERS[results['kind']].score}, mean over {n} held-out contexts; gain: paired over the same contexts, bootstrap intervals.")
     for c in results.get("comparisons", []):
         low, high = c["gain_ci95"]
         verdict = "better" if low > 0 else "worse" if high < 0 else "no difference that this run could tell"
@@ -138,9 +132,13 @@ def conclusions(results):
         lines.append(f"reliability of the reward: {one} for one inner loop, {of_mean} for the mean of {b['runs']} "
                      f"({b['contexts']} contexts x {b['k']} self-edits x {b['runs']} seeds).")
         lines.append(f"best of {b['k']} self-edits: {b['in sample']:.2f} in the run that chose it, {b['held out']:.2f} in other runs, {b['mean']:.2f} for all of them.")
+    if results["kind"] != "knowledge":
+        lines += report_fewshot.lines(results)
+    if not results["training"]:
+        return "\n".join(lines)
     invalid = [f"{t['loop']} {t['round']}: {t['invalid']} of {t['self_edits']}" for t in results["training"] if t["invalid"]]
     lines.append("self-edits that could not be read: " + ("; ".join(invalid) or "none") + ".")
-    if results["config"]["outer"]["select"] == "best":
+    if results["config"]["outer"]["select"] in ("best", "all-best"):
         alike = [f"round {t['round']}: {t['alike']} of {t['contexts']}" for t in results["training"] if t["loop"] == "round" and t["alike"]]
         lines.append("contexts skipped because all their self-edits scored alike: " + ("; ".join(alike) or "none") + ".")
     return "\n".join(lines)
@@ -171,20 +169,25 @@ def write_report(run, say=print):
 # ---- plots -------------------------------------------------------------------------------------------------------------
 
 def plots(run, results):
-    """ladder.png, rounds.png, mix.png in the run folder; the names of those made, none without matplotlib."""
+    """ladder.png, rounds.png and, by the kind of run, mix.png or directives.png and tasks.png in the run folder; the names of those made, none without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return []
-    arms, made = results["arms"], []
+    arms, made, own = results["arms"], [], LADDERS[results["kind"]].own
 
     def save(name, draw, size):
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
-        axes.spines[["top", "right"]].set_visible(False)
+        draw(figure)
         figure.savefig(run.folder / name, dpi=120)
         made.append(name)
+
+    def with_axes(draw):
+        def drawn(figure):
+            axes = figure.subplots()
+            draw(axes)
+            axes.spines[["top", "right"]].set_visible(False)
+        return drawn
 
     def draw_ladder(axes):
         colours = {"round": "tab:red", "control": "tab:gray"}
@@ -193,17 +196,17 @@ def plots(run, results):
             axes.plot(a["ci95"], [y, y], color="black", linewidth=1.2)
         axes.set_yticks(range(len(arms)), [a["arm"] for a in arms])
         axes.invert_yaxis()
-        axes.set(xlim=(0, 1.02), xlabel=f"exam score on {arms[0]['n']} held-out contexts, 95 % interval")
+        axes.set(xlim=(0, 1.02), xlabel=f"{LADDERS[results['kind']].score}, {arms[0]['n']} held-out contexts, 95 % interval")
 
     def draw_rounds(axes):
         for name, colour in (("round", "tab:red"), ("control", "tab:gray")):
-            points = [(0, a) for a in arms if a["arm"] == "own notes"] + [(int(a["arm"].split()[1]), a) for a in arms if a["arm"].startswith(name + " ")]
+            points = [(0, a) for a in arms if a["arm"] == own] + [(int(a["arm"].split()[1]), a) for a in arms if a["arm"].startswith(name + " ")]
             if len(points) < 2:
                 continue
             x, y = [p[0] for p in points], [p[1]["mean"] for p in points]
             axes.plot(x, y, marker="o", color=colour, label="SEAL" if name == "round" else "control: random winners")
             axes.fill_between(x, [p[1]["ci95"][0] for p in points], [p[1]["ci95"][1] for p in points], color=colour, alpha=.15, linewidth=0)
-        axes.set(xlabel="round", ylabel="exam score, held out", ylim=(0, 1), xticks=range(run.config["outer"]["rounds"] + 1))
+        axes.set(xlabel="round", ylabel=f"{LADDERS[results['kind']].score}, held out", ylim=(0, 1), xticks=range(run.config["outer"]["rounds"] + 1))
         axes.legend(frameon=False)
 
     def draw_mix(axes):
@@ -219,11 +222,13 @@ def plots(run, results):
         axes.legend(frameon=False, ncols=6, loc="lower center", bbox_to_anchor=(.5, 1), fontsize=8, columnspacing=1, handlelength=1)
 
     try:
-        save("ladder.png", draw_ladder, (7, .35 * len(arms) + .8))
+        save("ladder.png", with_axes(draw_ladder), (7, .35 * len(arms) + .8))
         if any(a["arm"] == "round 1" for a in arms):
-            save("rounds.png", draw_rounds, (6, 3.6))
-        if any(a["mix"] for a in arms):
-            save("mix.png", draw_mix, (7, .35 * sum(bool(a["mix"]) for a in arms) + 1))
+            save("rounds.png", with_axes(draw_rounds), (6, 3.6))
+        if any(a.get("mix") for a in arms):
+            save("mix.png", with_axes(draw_mix), (7, .35 * sum(bool(a["mix"]) for a in arms) + 1))
+        if results["kind"] != "knowledge":
+            report_fewshot.pictures(run, results, save)
     except OSError as e:
         raise UserError(f"cannot write plots into {run.folder}: {e}") from None
     return made

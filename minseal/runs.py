@@ -52,7 +52,8 @@ class Run:
             told = ", ".join(f"{k} is {a!r} there, {b!r} here" for k, a, b in _leaves(different))
             raise UserError(f"{self.folder} holds a run with another configuration ({told}): choose another --out, or the same options")
 
-    def _begin(self):
+    def begin(self):
+        """Make the folder, if it is not there yet."""
         if not (self.folder / "config.json").exists():
             try:
                 (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,7 @@ class Run:
 
     def remember(self, step, compute):
         """The trials of a step: from the log if the step was done before, else computed and logged."""
-        self._begin()
+        self.begin()
         if step not in self.done:
             start = time.time()
             trials = compute()
@@ -75,7 +76,7 @@ class Run:
 
     def keep(self, step, compute):
         """The tensors of a step: from checkpoints/ if it was done before, else computed and saved."""
-        self._begin()
+        self.begin()
         path = self._checkpoint(step)
         if not (path.exists() and step in self.done):
             start = time.time()

@@ -274,7 +274,7 @@ def test_documents_are_the_lines_and_the_passage_last():
     task = Knowledge(TOKENIZER)
     assert texts(task.parse(NO_TITLE, "One.\n\nTwo.\n")) == ["One.\n", "Two.\n", "Iron rusts.\n"]
     assert texts(task.parse(SEINE, "One.\n---\nTwo.")) == ["Topic: Rivers\nOne.\n", "Topic: Rivers\nTwo.\n", "Topic: Rivers\nThe Seine flows through Paris.\n"]
-    assert texts(task.passage_only(SEINE)) == ["Topic: Rivers\nThe Seine flows through Paris.\n"]
+    assert texts(task.baseline(SEINE)) == ["Topic: Rivers\nThe Seine flows through Paris.\n"]
 
 
 def test_all_tokens_carry_loss_by_default():
@@ -346,7 +346,7 @@ def test_oracle_is_what_the_passage_implies_or_the_exam_with_its_answers():
 @pytest.mark.parametrize("text", ["One.\nTwo.", "lr: 0.01\n{x} <|endoftext|>", "", "\n"])
 def test_winner_learns_the_text_and_its_end_after_the_prompt(text):
     task = Knowledge(TOKENIZER)
-    winner = task.winner(SEINE, text)
+    winner = task.lessons([(SEINE, text)], 0)[0]
     n = len(task.prompt(SEINE))
     assert list(winner.ids[:n]) == task.prompt(SEINE) and winner.loss == (False,) * n + (True,) * (len(winner.ids) - n)
     assert decode(winner.ids[n:-1]) == text and winner.ids[-1] == TOKENIZER.eot and TOKENIZER.eot not in winner.ids[:-1]
@@ -355,8 +355,8 @@ def test_winner_learns_the_text_and_its_end_after_the_prompt(text):
 def test_mix_counts_kinds_in_the_toy_world_only():
     context, task = TOY[0], Knowledge(TOKENIZER)
     text = "\n".join([*context.oracle, "People are interesting.", "Who knows?", context.oracle[0]])
-    assert task.mix(context, text) == {"implies": 5, "vague": 1, "other": 1}
-    assert task.mix(SEINE, text) is None
+    assert task.describe(context, text) == {"implies": 5, "vague": 1, "other": 1}
+    assert task.describe(SEINE, text) is None
 
 
 def test_toy_contexts_are_the_same_for_a_seed():

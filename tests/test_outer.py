@@ -66,7 +66,7 @@ one_trial = st.tuples(st.sampled_from("abcd"), st.one_of(st.none(), st.sampled_f
 
 def as_trials(drawn):
     """(context, reward or None for an invalid self-edit, the passage's own reward) -> trials."""
-    return [{"context": c, "text": str(i), "reward": r or 0.0, "passage only": base, **({"invalid": "no words in it"} if r is None else {})}
+    return [{"context": c, "text": str(i), "reward": r or 0.0, "baseline": base, **({"invalid": "no words in it"} if r is None else {})}
             for i, (c, r, base) in enumerate(drawn)]
 
 
@@ -79,7 +79,7 @@ def allowed(trials, how):
         if how == "best":
             good &= any(t["reward"] != trial["reward"] for t in rivals) and all(t["reward"] <= trial["reward"] for t in rivals)
         elif how == "positive":
-            good &= trial["reward"] > trial["passage only"]
+            good &= trial["reward"] > trial["baseline"]
         if good:
             out.setdefault(trial["context"], []).append(trial)
     return out
@@ -148,8 +148,8 @@ def test_only_invalid_texts_and_no_texts_at_all_are_no_error(pretrained):
 def test_a_self_edit_on_which_training_breaks_has_reward_zero_and_a_reason(pretrained):
     model, tokenizer = pretrained
     task, contexts = Knowledge(tokenizer), toy_contexts(2, 0)
-    broken = replace(task.passage_only(contexts[0]), lr=1e30, epochs=4)
-    trials = try_out(model, tokenizer, task, [(contexts[0], broken), (contexts[1], task.passage_only(contexts[1]))], INNER, 8,
+    broken = replace(task.baseline(contexts[0]), lr=1e30, epochs=4)
+    trials = try_out(model, tokenizer, task, [(contexts[0], broken), (contexts[1], task.baseline(contexts[1]))], INNER, 8,
                      reward=lambda student, tokenizer, task, contexts, adapters: [{"reward": 1.0}] * len(contexts))
     assert [t["reward"] for t in trials] == [0.0, 1.0]
     assert trials[0]["invalid"] and "invalid" not in trials[1]
@@ -297,7 +297,7 @@ def test_positive_selection_learns_from_all_that_beat_the_passage_alone(pretrain
     inner = replace(INNER, batch=1, epochs=1)
     config = OuterConfig(rounds=1, contexts=3, samples=4, select="positive", m_step=M_STEP)
     (record,) = rest_em(model, tokenizer, ShortNotes(tokenizer), toy_contexts(3, 0), config, inner, reward=steps_taken)
-    assert {t["passage only"] for t in record["trials"]} == {1.0}
+    assert {t["baseline"] for t in record["trials"]} == {1.0}
     valid = [t for t in record["trials"] if "invalid" not in t]
     assert all(t["reward"] == 1 + len(split_lines(t["text"])) for t in valid)
     assert record["winners"] == valid and len(valid) > 3

@@ -37,7 +37,7 @@ def made_up(folder, arms=ARMS, steps=True):
     for name, _, those in done:
         if name == "own notes":
             for trial, mix in zip(those, MIXES):
-                trial["mix"] = mix
+                trial["description"] = mix
     if steps:
         unread = [{"context": "b", "text": "?", "reward": .5}, {"context": "b", "text": "", "reward": 0.0, "invalid": "no words in it"}]
         done += [("round 1 contexts 1-2", 10, of("a", [1, 0]) + unread), ("round 1 M-step", 20, []),

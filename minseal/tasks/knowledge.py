@@ -92,20 +92,24 @@ class Knowledge:
             return [world.question_line(*qa) if (qa := question_and_answer(part)) else " ".join(part.split()) for part in parts]
         return split_lines(text)
 
-    def passage_only(self, context):
+    def baseline(self, context):
+        """The passage alone."""
         return self.edit(context, [])
 
     def oracle(self, context):
         """The self-edit of someone who knows: in the toy world what the passage implies, else the exam with its answers."""
         return self.edit(context, context.oracle or [world.question_line(q, answers[0]) for q, answers in context.questions])
 
-    def winner(self, context, text):
-        """What the M-step learns from: the prompt, and the text as the policy wrote it; only the text carries loss.
+    def lessons(self, pairs, seed):
+        """What the M-step learns from winners [(context, text), ...]: prompts, and the texts as the policy wrote them; only the texts carry loss.
 
         The end of the text is learnt too, also where edit_tokens cut it off.
         """
-        ids, text = self.prompt(context), self.tokenizer.encode(text) + [self.tokenizer.eot]
-        return Document(tuple(ids + text), (False,) * len(ids) + (True,) * len(text))
+        out = []
+        for context, text in pairs:
+            ids, after = self.prompt(context), self.tokenizer.encode(text) + [self.tokenizer.eot]
+            out.append(Document(tuple(ids + after), (False,) * len(ids) + (True,) * len(after)))
+        return out
 
     def exam(self, context, in_context=False):
         """The ids of each question, without the passage; in_context puts it in front: the ladder's upper end."""
@@ -127,7 +131,7 @@ class Knowledge:
         """Answers to the exam, in order -> a number in [0, 1] for each."""
         return [max(score(answer, gold, self.grading) for gold in golds) for answer, (_, golds) in zip(answers, context.questions)]
 
-    def mix(self, context, text):
+    def describe(self, context, text):
         """Counts of the kinds of note in a self-edit, as the toy world's grammar reads them; None for real passages."""
         if context.person is None:
             return None
