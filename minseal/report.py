@@ -136,8 +136,9 @@ def conclusions(results):
         lines += report_fewshot.lines(results)
     if not results["training"]:
         return "\n".join(lines)
-    invalid = [f"{t['loop']} {t['round']}: {t['invalid']} of {t['self_edits']}" for t in results["training"] if t["invalid"]]
-    lines.append("self-edits that could not be read: " + ("; ".join(invalid) or "none") + ".")
+    if results["kind"] == "knowledge":
+        invalid = [f"{t['loop']} {t['round']}: {t['invalid']} of {t['self_edits']}" for t in results["training"] if t["invalid"]]
+        lines.append("self-edits that could not be read: " + ("; ".join(invalid) or "none") + ".")
     if results["config"]["outer"]["select"] in ("best", "all-best"):
         alike = [f"round {t['round']}: {t['alike']} of {t['contexts']}" for t in results["training"] if t["loop"] == "round" and t["alike"]]
         lines.append("contexts skipped because all their self-edits scored alike: " + ("; ".join(alike) or "none") + ".")

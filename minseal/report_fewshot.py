@@ -1,5 +1,6 @@
 """What only the report of grid tasks has: directives by kind of rule, whose doing the gain is, and pictures of tasks."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -19,14 +20,16 @@ def add(run, results, rewards):
     for row in results["arms"]:
         trials = run.done[row["arm"]]["trials"]
         row["by_kind"] = {kind: float(np.mean([t["reward"] for t in trials if tasks[t["context"]].kind == kind])) for kind in kinds(tasks)}
-        row["directives"] = directives(trials) if row["arm"] == "own self-edits" or row["arm"].startswith(("round", "control", "best", "oracle")) else None
+        row["unreadable"] = sum("description" not in t for t in trials)
+        row["directives"] = directives(trials) if row["arm"] == "own self-edits" or row["arm"].startswith(("round", "control", "best", "oracle", "policy, adapter")) else None
         if run.config["vote"]:
             row["pass1"], row["pass2"] = (float(np.mean([solved(run, tasks[t["context"]], t, n) for t in trials])) for n in (1, 2))
     results["attribution"] = attribution(rewards)
     if "solvable" in run.done:
         solved_ones = [t for t in run.done["solvable"]["trials"] if t["reward"] == 1]
         results["solvable"] = {"tried": len(run.done["solvable"]["trials"]), "solved": len(solved_ones), "kept": len(tasks)}
-    edits = [t for step in run.done for t in run.done[step]["trials"] if step.startswith(("own", "round", "control"))]
+    written = [step for step in run.done if " contexts " in step or step in ("own self-edits", "policy, adapter on") or re.fullmatch(r"(round|control) \d+", step)]
+    edits = [t for step in written for t in run.done[step]["trials"]]
     results["unreadable"] = {"self_edits": len(edits), "unreadable": sum("description" not in t for t in edits)}
 
 
@@ -89,21 +92,22 @@ def columns(results):
     voted = "pass1" in results["arms"][0]
     return ([*names, *(["pass@1", "pass@2"] if voted else []), "unreadable"],
             lambda a: [*(f"{a['by_kind'][k]:.2f}" for k in names), *([f"{a['pass1']:.2f}", f"{a['pass2']:.2f}"] if voted else []),
-                       str(a["invalid"]) if a["directives"] else ""])
+                       str(a["unreadable"]) if a["directives"] else ""])
 
 
 def lines(results):
     """Sentences below the table."""
     out = []
     if s := results.get("solvable"):
-        out.append(f"held out: {s['kept']} tasks; of {s['tried']} tried the oracle's self-edit (with other draws) solved {s['solved']}, {s['tried'] - s['solved']} were dropped.")
+        out.append(f"held out: {s['kept']} tasks; of {s['tried']} tried the oracle's self-edit (with other first weights) solved {s['solved']}, {s['tried'] - s['solved']} were dropped.")
     if (a := results["attribution"]) is not None:
         def told(name):
             share = a["shares"][name]
             return f"{a[name]['gain']:+.2f} (95 % {a[name]['ci95'][0]:+.2f} to {a[name]['ci95'][1]:+.2f}" + (f", {share:.0%} of the gain)" if share is not None else ")")
         out.append(f"whose doing: the last self-edits on the first weights {told('edits')}; the first self-edits on the last weights {told('weights')}.")
     u = results["unreadable"]
-    out.append(f"of {u['self_edits']} self-edits {u['unreadable']} were unreadable ({u['unreadable'] / max(1, u['self_edits']):.1%}): each scored 0.")
+    if u["self_edits"]:
+        out.append(f"of {u['self_edits']} self-edits {u['unreadable']} were unreadable ({u['unreadable'] / max(1, u['self_edits']):.1%}): each scored 0.")
     return out
 
 
@@ -127,7 +131,7 @@ def favourites(shares, name):
 # ---- pictures ----------------------------------------------------------------------------------------------------------
 
 def pictures(run, results, save):
-    """directives.png and tasks.png; save(name, draw, size, rows, columns) as in report.py."""
+    """directives.png and tasks.png; save(name, draw, size) as in report.py."""
     arms = [a for a in results["arms"] if a["directives"] and (a["arm"] == "own self-edits" or a["arm"].startswith("round"))]
     names = list(dict.fromkeys(kind for a in arms for kind in a["directives"]))
     if len(arms) > 1 and names:
@@ -171,7 +175,11 @@ def draw_tasks(figure, run, results, most=6):
                 axes.text(.5, .5, "no grid", ha="center", va="center", fontsize=8)
                 continue
             axes.imshow(np.array([[[int(PALETTE[c][i:i + 2], 16) / 255 for i in (1, 3, 5)] for c in cells] for cells in grid]))
-            right = grid == task.tests[0].output
-            axes.set_title((heading + "\n" if row == 0 else "") + ("right" if right else "wrong") if heading in by_arm else heading if row == 0 else "", fontsize=8,
-                           color="black" if heading not in by_arm or right else "tab:red")
+            for y in range(1, len(grid)):
+                axes.axhline(y - .5, color="white", linewidth=.5)
+            for x in range(1, len(grid[0])):
+                axes.axvline(x - .5, color="white", linewidth=.5)
+            if heading in by_arm:
+                right = task.tests[0].output in predictions(run, task, by_arm[heading][task.id])[0][:run.config["attempts"]]
+                axes.text(.5, -.04, "right" if right else "wrong", transform=axes.transAxes, ha="center", va="top", fontsize=8, color="black" if right else "tab:red")
         line[0].text(-.1, .5, task.id, transform=line[0].transAxes, ha="right", va="center", fontsize=8)

@@ -45,9 +45,11 @@ def show(config, name, say=print):
     for i, test in enumerate(task.tests):
         say(f"\ntest {i + 1}\n" + blocks([test.input] + [test.output] * (test.output is not None), colour))
         for arm in [arm for arm in (run.done if run else ()) if arm in ("in context", "own self-edits", "best constant", "oracle", "before", "adapter on") or is_round(arm)]:
-            trial = next((t for t in run.done[arm]["trials"] if t["context"] == task.id), {})
-            best = (predictions(run, task, trial)[i] or [None])[0]
-            say(f"\n{arm}: " + ("no grid" if best is None else ("right" if best == test.output else "wrong") + "\n" + blocks([best], colour)))
+            trial = next((t for t in run.done[arm]["trials"] if t["context"] == task.id), None)
+            if trial is None:  # the run never asked this task
+                continue
+            best = predictions(run, task, trial)[i][:run.config["attempts"]]
+            say(f"\n{arm}: " + (("right" if test.output in best else "wrong") + "\n" + blocks(best, colour) if best else "no grid"))
 
 
 def is_round(arm):

@@ -2,22 +2,24 @@
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from minseal import InnerConfig, OuterConfig, UserError, load
+from minseal import InnerConfig, OuterConfig, UserError, load, try_out
+from minseal.cli import main
 from minseal.experiment_fewshot import FewShotConfig, TTTConfig, run_fewshot, run_ttt, settle, steps_of, tasks_of, task_of
 from minseal.ladders import LADDERS
 from minseal.outer import MStepConfig
+from minseal.pretrain import measure_grids
 from minseal.report import text_report, write_report
 from minseal.runs import Run
 from minseal.tasks import grids
 from minseal.tasks.arc import GridTask, Pair, to_json
 
+SHIPPED = Path(__file__).parent.parent / "tiny_data" / "fewshot"
 FAST = InnerConfig(lr=6e-3, epochs=1, batch=4, rank=2, alpha=4.0)
-SMALL = FewShotConfig(eval_contexts=4, reliability_contexts=1, train_tasks=4, constants=2, inner=FAST,
+SMALL = FewShotConfig(eval_contexts=4, reliability_contexts=1, train_tasks=4, constants=2, views=24, inner=FAST,
                       outer=OuterConfig(rounds=2, contexts=3, samples=3, select="all-best", m_step=MStepConfig(epochs=1)), solvable="no")
 ARMS = ["in context", "own self-edits", "round 1", "round 2", "control 1", "control 2", "first self-edits, last weights",
         "last self-edits, first weights", "best constant", "oracle"]
@@ -75,7 +77,7 @@ def test_the_reward_is_graded_as_the_answers_deserve(finished):
 
 def test_attribution_arms_have_the_texts_that_their_names_say(finished):
     _, run, _ = finished
-    texts = {arm: [t["text"] for t in run.done[arm]["trials"]] for arm in ARMS}
+    texts = {arm: [t["text"] for t in run.done[arm]["trials"]] for arm in ARMS[1:]}  # in context nothing is written
     assert texts["first self-edits, last weights"] == texts["own self-edits"]
     assert texts["last self-edits, first weights"] == texts["round 2"]
     assert len(set(texts["best constant"])) == 1
@@ -83,7 +85,6 @@ def test_attribution_arms_have_the_texts_that_their_names_say(finished):
     model, tokenizer = load(SMALL.model)
     task = task_of(settle(SMALL), model, tokenizer)
     _, held_out = tasks_of(settle(SMALL), task, model.config.block_size)
-    from minseal import try_out
     again = try_out(model, tokenizer, task, list(zip(held_out, texts["round 2"])), SMALL.inner, 16)
     assert [t["reward"] for t in again] == [t["reward"] for t in run.done["last self-edits, first weights"]["trials"]]
     assert [t.get("answers") for t in again] == [t.get("answers") for t in run.done["last self-edits, first weights"]["trials"]]
@@ -123,9 +124,10 @@ def test_only_tasks_that_the_oracle_solves_are_held_out_and_the_others_counted(t
     results, run = go(config, tmp_path / "run")
     tried = run.done["solvable"]["trials"]
     solved = [t["context"] for t in tried if t["reward"] == 1]
-    assert len(tried) == 4 and solved
-    assert [t["context"] for t in run.done["in context"]["trials"]] == solved[:3]
-    assert results["solvable"] == {"tried": 4, "solved": len(solved), "kept": len(solved[:3])}
+    kept = [id for i, id in enumerate(solved) if sum(x.split()[0] == id.split()[0] for x in solved[:i]) < 2]  # half of three, rounded up, of each kind
+    assert len(tried) == 6 and solved
+    assert [t["context"] for t in run.done["in context"]["trials"]] == kept[:3]
+    assert results["solvable"] == {"tried": 6, "solved": len(solved), "kept": len(kept[:3])}
     assert [a["arm"] for a in results["arms"]] == ["in context", "own self-edits", "first self-edits, last weights", "last self-edits, first weights", "best constant", "oracle"]
 
 
@@ -196,3 +198,27 @@ def test_toy_tasks_held_out_do_not_depend_on_the_outer_loop():
     task = task_of(settle(SMALL), model, tokenizer)
     ids = {tuple(t.id for t in tasks_of(settle(replace(SMALL, outer=replace(SMALL.outer, rounds=r, contexts=n))), task, 10 ** 5)[1]) for r, n in ((1, 3), (4, 9))}
     assert len(ids) == 1
+
+
+@pytest.mark.parametrize("words, told", [
+    ("run fewshot --data nowhere.json", "nowhere.json"), ("run fewshot --data ragged.json", "ragged"), ("run fewshot --subset paper", "--data"),
+    ("run fewshot --vote -1", "vote"), ("run fewshot --solvable perhaps", "perhaps"), ("run fewshot --views -3", "views"), ("run ttt --augmentations turn", "turn"),
+    ("run fewshot --contexts 9999", "rules for"), ("run ttt --policy nowhere", "nowhere"), ("show nope", "nope"), ("show x --run nowhere", "nowhere"), ("run fewshot --model nowhere", "nowhere")])
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, words, told):
+    (tmp_path / "tiny_data").symlink_to(SHIPPED.parent)
+    (tmp_path / "ragged.json").write_text('{"a": {"train": [{"input": [[1], [1, 2]], "output": [[1]]}], "test": [{"input": [[1]], "output": [[1]]}]}}')
+    monkeypatch.chdir(tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(SystemExit) as e:
+        main(words.split())
+    out, err = capsys.readouterr()
+    assert e.value.code == 2 and err.count("\n") == 1 and told in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_the_shipped_model_knows_kinds_and_no_rule(capsys):
+    """What the toy world rests on: an unseen rule is named by its kind and not solved in context. 200 tasks: the bounds are far from the measured 1.00 and .04."""
+    measured = measure_grids(*load(SHIPPED), n=100, seed=9)
+    assert measured["kind of other rules"] >= .9
+    assert max(measured["other rules, places"], measured["other rules, colours"]) <= .15
+    assert sum(f.stat().st_size for f in SHIPPED.iterdir()) < 8e6

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import UserError
 from ..selfedit import LIMITS, Document, InvalidSelfEdit, SelfEdit
 from .arc import MOST, Pair, from_text, to_text
-from .augment import GROUPS, IDENTITY, VIEWS, permute_colours, reorder, training_tasks, transform
+from .augment import GROUPS, IDENTITY, TRANSPOSE, VIEWS, permute_colours, reorder, training_tasks, transform
 
 # The keys of the paper's JSON object. Paper: colours are permuted whatever the self-edit says. Here: use_color_augmentations
 # switches that, too, because a rule about colours is spoilt by it and a rule about places is learnt from it.
@@ -116,9 +116,9 @@ class FewShot:
     """The few-shot task: prompts, self-edits, exams and grades of grid tasks. It knows text and tokens, never training.
 
     prompt: one of PROMPTS. train_tasks: how many tasks a self-edit's training data holds. palette: the colours that may be permuted.
-    vote: 0: one greedy answer; n: n answers in each of VIEWS, each with other demonstrations in another order, the majority wins (section 4's
+    vote: 0: one greedy answer; n: n answers in each of VIEWS, each with the demonstrations in another order, the majority wins (section 4's
     evaluation). attempts: how many different answers may be given (ARC's rule and the paper's: 2; without a vote there is only one).
-    oracle: {kind of rule: Directives}. views: how many views of the winners the M-step learns from; 0: the winners as they are. replay(task, rng) -> a Document of pretraining
+    oracle: {kind of rule: Directives}, "" for any other kind. views: how many views of the winners the M-step learns from; 0: the winners as they are. replay(task, rng) -> a Document of pretraining
     that is learnt again after every second view, or None. most: the largest side of an augmented grid. max_tokens: of a
     training document, longer ones are left out. fixed: the Directives of plain test-time training. seed: of the draws of training tasks.
     """
@@ -137,7 +137,7 @@ class FewShot:
     def make_room(self, contexts):
         """Let answers be as long as the largest grid of these tasks needs, known outputs of tests apart: those are not to be known."""
         seen = [g for c in contexts for p in (*c.demonstrations, *(Pair(t.input, None) for t in c.tests)) for g in (p.input, p.output) if g]
-        self.answer_tokens = 2 + max(len(self.tokenizer.encode(to_text(g))) for g in seen)
+        self.answer_tokens = 2 + max(len(self.tokenizer.encode(to_text(g))) for grid in seen for g in (grid, TRANSPOSE.apply(grid)))  # views turn grids
 
     # -- self-edits
 
@@ -155,7 +155,7 @@ class FewShot:
         return read_directives(PROMPTS[self.style][2] + text)
 
     def edit(self, context, directives):
-        """Training documents as the directives want them. The same draw of leave-one-out tasks whatever they say: luck chooses nothing."""
+        """Training documents as the directives want them. The same draws of demonstrations whatever they say."""
         groups, rng = directives.augmentations - {"color"}, np.random.default_rng([self.seed, zlib.crc32(context.id.encode())])
         tasks = training_tasks(context, groups, "color" in directives.augmentations, self.train_tasks, rng, self.palette, self.most)
         documents = tuple(d for d in (self.document(t, directives.loss) for t in tasks) if len(d.ids) <= self.max_tokens)
@@ -182,7 +182,7 @@ class FewShot:
 
     def oracle(self, context):
         """The self-edit, as text, of someone who knows the kind of rule."""
-        return self.text_of(self.best_known[context.kind])
+        return self.text_of(self.best_known.get(context.kind) or self.best_known[""])
 
     def lessons(self, pairs, seed):
         """What the M-step learns from winners [(context, text), ...]: prompts and the texts that should follow; only the texts carry loss.

@@ -6,7 +6,7 @@
               with permuted colours the demonstrations contradict each other.
 
 If one self-edit suited every task, the outer loop could only learn a constant. Grids are at most MOST x MOST here, so augmentations that make
-them larger (size, chain, repeat, reflections) are never drawn: switches that do nothing, whose use nobody rewards.
+them larger (size, chain, repeat, reflections) are never drawn: switches that change nothing but which draws come up.
 """
 
 import json
@@ -112,4 +112,4 @@ def document(task, rng):
     context = make_task(kind, draw_rule(kind, rng), rng, int(rng.integers(2, 6)))
     if rng.random() < .5:
         return task.told(context, statement(kind))
-    return task.lesson(context, random_directives(kind, rng).to_json())
+    return task.lesson(context, task.text_of(random_directives(kind, rng)))
