@@ -142,7 +142,8 @@ def test_sigint_ends_soon_and_says_how_to_go_on(tmp_path):
     try:
         assert "run" in process.stdout.readline()
         first_line = time.time() - start
-        while process.poll() is None and not (tmp_path / "run" / "events.jsonl").exists():
+        log = tmp_path / "run" / "events.jsonl"
+        while process.poll() is None and not (log.exists() and "done" in log.read_text()):  # it is there for a moment before it holds anything
             time.sleep(.01)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
