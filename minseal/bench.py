@@ -21,14 +21,15 @@ from .weights import DTYPES, export, load
 @dataclass(frozen=True)
 class BenchConfig:
     """The inner loop: K adapters at once on packed rows, against transformers + peft on the same model and self-edits."""
+
     model: str = "tiny_data/knowledge"  # a folder (minseal's own or Hugging Face's), a GGUF file, or a hub id such as owner/name
-    device: str = "auto"          # auto | cpu | cuda: auto takes a GPU if there is one
-    dtype: str = "auto"           # auto | float32 | bfloat16 | float16: of the model's weights; auto: as they are stored
-    edits: int = 64               # self-edits for minseal; peft and K = 1 get every eighth of them (an open model: 16 take a while)
-    epochs: int = 8               # passes over each self-edit
-    repeats: int = 5              # rounds through all contestants; medians are printed
-    seed: int = 0                 # of the self-edits
-    json: str = ""                # write the numbers to this file, too
+    device: str = "auto"  # auto | cpu | cuda: auto takes a GPU if there is one
+    dtype: str = "auto"  # auto | float32 | bfloat16 | float16: of the model's weights; auto: as they are stored
+    edits: int = 64  # self-edits for minseal; peft and K = 1 get every eighth of them (an open model: 16 take a while)
+    epochs: int = 8  # passes over each self-edit
+    repeats: int = 5  # rounds through all contestants; medians are printed
+    seed: int = 0  # of the self-edits
+    json: str = ""  # write the numbers to this file, too
 
     def __post_init__(self):
         at_least(self, edits=1, epochs=1, repeats=1, seed=0)
@@ -46,18 +47,30 @@ def bench_inner(config, say=print):
     weight = model.wte.weight
     edits = self_edits(config, Knowledge(tokenizer))
     tokens = np.mean([length(e) for e in edits])
-    say(f"{len(edits)} self-edits of {np.mean([len(e.documents) for e in edits]):.1f} documents and {tokens:.0f} tokens, {config.epochs} epochs, "
-        f"{torch.get_num_threads()} threads, {weight.device}, {str(weight.dtype).removeprefix('torch.')}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    say(
+        f"{len(edits)} self-edits of {np.mean([len(e.documents) for e in edits]):.1f} documents and {tokens:.0f} tokens, {config.epochs} epochs, "
+        f"{torch.get_num_threads()} threads, {weight.device}, {str(weight.dtype).removeprefix('torch.')}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters"
+    )
     peer = Peer(model, tokenizer)
     ordered = sorted(edits, key=length)  # as the outer loop does
-    few = ordered[::8]  # one self-edit after another is slow: an eighth of them, long and short alike
-    contestants = {"peft, batch size 1": (few, lambda: [peer.adapt(e, config.epochs, 1) for e in few]),
-                   "peft, padded batch": (few, lambda: [peer.adapt(e, config.epochs, 0) for e in few])}
+    few = ordered[
+        ::8
+    ]  # one self-edit after another is slow: an eighth of them, long and short alike
+    contestants = {
+        "peft, batch size 1": (few, lambda: [peer.adapt(e, config.epochs, 1) for e in few]),
+        "peft, padded batch": (few, lambda: [peer.adapt(e, config.epochs, 0) for e in few]),
+    }
     for K in [K for K in (1, 8, 32, 64) if K == 1 or K <= len(edits)]:
         some = ordered if K > 1 else few
-        contestants[f"minseal, K = {K}"] = (some, lambda some=some, K=K: ours(model, some, K, InnerConfig(epochs=config.epochs)))
+        contestants[f"minseal, K = {K}"] = (
+            some,
+            lambda some=some, K=K: ours(model, some, K, InnerConfig(epochs=config.epochs)),
+        )
     most = min(32, len(edits))
-    contestants[f"minseal, K = {most}, one document a step"] = (ordered, lambda: ours(model, ordered, most, InnerConfig(epochs=config.epochs, batch=1)))
+    contestants[f"minseal, K = {most}, one document a step"] = (
+        ordered,
+        lambda: ours(model, ordered, most, InnerConfig(epochs=config.epochs, batch=1)),
+    )
 
     times, rates = {name: [] for name in contestants}, []
     for _, run in contestants.values():  # once for nothing: caches, thread pools
@@ -72,17 +85,37 @@ def bench_inner(config, say=print):
     flop = flop_per_token(model, InnerConfig().rank) * tokens * config.epochs
     rows = {}
     for name, ms in times.items():
-        over = [np.median(np.array(times[peer_name]) / np.array(ms)) for peer_name in list(times)[:2]]
+        over = [
+            np.median(np.array(times[peer_name]) / np.array(ms)) for peer_name in list(times)[:2]
+        ]
         share = np.median(flop / (np.array(ms) / 1e3) / np.array(rates))
-        rows[name] = {"ms": float(np.median(ms)), "over batch size 1": float(over[0]), "over padded batch": float(over[1]), "share of matmul rate": float(share)}
+        rows[name] = {
+            "ms": float(np.median(ms)),
+            "over batch size 1": float(over[0]),
+            "over padded batch": float(over[1]),
+            "share of matmul rate": float(share),
+        }
     same = same_losses(model, peer, few[0], config.epochs)
 
-    say(f"\n{'':38}{'ms per self-edit':>18}{'x batch size 1':>16}{'x padded batch':>16}{'of matmul rate':>16}{'tokens/s':>10}")
+    say(
+        f"\n{'':38}{'ms per self-edit':>18}{'x batch size 1':>16}{'x padded batch':>16}{'of matmul rate':>16}{'tokens/s':>10}"
+    )
     for name, r in rows.items():
-        say(f"{name:38}{r['ms']:18.1f}{r['over batch size 1']:16.1f}{r['over padded batch']:16.1f}{r['share of matmul rate']:16.0%}{tokens * config.epochs / r['ms'] * 1e3:10.0f}")
-    say(f"\nmatmul rate, {str(weight.dtype).removeprefix('torch.')}: {np.median(rates) / 1e9:.0f} GFLOP/s; one self-edit is {flop / 1e9:.1f} GFLOP here (linear layers and head, forward and backward).")
-    say(f"Both train alike: their losses differ by at most {same:.0e} over all steps of one self-edit.")
-    results = {"rows": rows, "matmul_gflops": float(np.median(rates) / 1e9), "gflop_per_self_edit": float(flop / 1e9), "loss_difference": same}
+        say(
+            f"{name:38}{r['ms']:18.1f}{r['over batch size 1']:16.1f}{r['over padded batch']:16.1f}{r['share of matmul rate']:16.0%}{tokens * config.epochs / r['ms'] * 1e3:10.0f}"
+        )
+    say(
+        f"\nmatmul rate, {str(weight.dtype).removeprefix('torch.')}: {np.median(rates) / 1e9:.0f} GFLOP/s; one self-edit is {flop / 1e9:.1f} GFLOP here (linear layers and head, forward and backward)."
+    )
+    say(
+        f"Both train alike: their losses differ by at most {same:.0e} over all steps of one self-edit."
+    )
+    results = {
+        "rows": rows,
+        "matmul_gflops": float(np.median(rates) / 1e9),
+        "gflop_per_self_edit": float(flop / 1e9),
+        "loss_difference": same,
+    }
     if config.json:
         try:
             with open(config.json, "w") as f:
@@ -100,12 +133,15 @@ def length(edit):
 def self_edits(config, task):
     """Self-edits from the prior that pretraining gave the policy: a passage and 3 to 8 notes."""
     rng = np.random.default_rng(config.seed)
-    return [task.parse(c, "\n".join(world.random_notes(c.person, rng))) for c in toy_contexts(config.edits, config.seed)]
+    return [
+        task.parse(c, "\n".join(world.random_notes(c.person, rng)))
+        for c in toy_contexts(config.edits, config.seed)
+    ]
 
 
 def ours(model, edits, K, inner):
     for i in range(0, len(edits), K):
-        adapt(model, edits[i:i + K], inner).remove()
+        adapt(model, edits[i : i + K], inner).remove()
 
 
 class Peer:
@@ -113,27 +149,42 @@ class Peer:
 
     def __init__(self, model, tokenizer):
         from transformers import AutoModelForCausalLM, logging
+
         logging.disable_progress_bar()
         with tempfile.TemporaryDirectory() as folder:
             export(folder, model, tokenizer)
-            self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=model.wte.weight.dtype).to(model.wte.weight.device)
+            self.model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=model.wte.weight.dtype
+            ).to(model.wte.weight.device)
 
     def adapt(self, edit, epochs, batch, start=None):
         """Train one adapter (batch 0: all documents, padded, in one step); returns the losses. start: folder of its first weights."""
         from peft import LoraConfig, PeftModel, get_peft_model
+
         inner, device = InnerConfig(), self.model.device
         if start is None:
-            model = get_peft_model(self.model, LoraConfig(r=inner.rank, lora_alpha=inner.alpha, target_modules="all-linear"))
+            model = get_peft_model(
+                self.model,
+                LoraConfig(r=inner.rank, lora_alpha=inner.alpha, target_modules="all-linear"),
+            )
         else:
             model = PeftModel.from_pretrained(self.model, start, is_trainable=True)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=inner.lr, weight_decay=0)
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=inner.lr, weight_decay=0
+        )
         documents, losses = [torch.tensor(d.ids, device=device) for d in edit.documents], []
         size = batch or len(documents)
         for _ in range(epochs):
             for i in range(0, len(documents), size):
-                ids = torch.nn.utils.rnn.pad_sequence(documents[i:i + size], batch_first=True)                  # (B, T)
-                real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(d) for d in documents[i:i + size]], batch_first=True)
-                loss = model(input_ids=ids, attention_mask=real, labels=ids.masked_fill(real == 0, -100)).loss
+                ids = torch.nn.utils.rnn.pad_sequence(
+                    documents[i : i + size], batch_first=True
+                )  # (B, T)
+                real = torch.nn.utils.rnn.pad_sequence(
+                    [torch.ones_like(d) for d in documents[i : i + size]], batch_first=True
+                )
+                loss = model(
+                    input_ids=ids, attention_mask=real, labels=ids.masked_fill(real == 0, -100)
+                ).loss
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -163,7 +214,7 @@ def matmul_rate(like, times=6):
     start = now(like.device)
     for _ in range(times):
         a @ b
-    return 2 * n ** 3 * times / (now(like.device) - start)
+    return 2 * n**3 * times / (now(like.device) - start)
 
 
 def now(device):

@@ -27,7 +27,7 @@ def reliability(scores):
     C, E, runs = scores.shape
     if E < 2 or runs < 2 or (scores == scores[:, :1, :1]).all():
         return float("nan"), float("nan")
-    of_edit = scores.mean(2)                                                                # (C, E)
+    of_edit = scores.mean(2)  # (C, E)
     between = runs * ((of_edit - of_edit.mean(1, keepdims=True)) ** 2).sum() / (C * (E - 1))
     noise = ((scores - of_edit[:, :, None]) ** 2).sum() / (C * E * (runs - 1))
     true = max(0.0, (between - noise) / runs)
@@ -43,9 +43,13 @@ def best_of_k(scores):
     scores = np.asarray(scores, float)
     in_sample, held_out = [], []
     for run in range(scores.shape[2]):
-        others = np.delete(scores, run, axis=2).mean(2)                                     # (C, E)
+        others = np.delete(scores, run, axis=2).mean(2)  # (C, E)
         for seen, unseen in zip(scores[:, :, run], others):
             best = seen == seen.max()
             in_sample.append(seen.max())
             held_out.append(unseen[best].mean())
-    return {"mean": float(scores.mean()), "in sample": float(np.mean(in_sample)), "held out": float(np.mean(held_out))}
+    return {
+        "mean": float(scores.mean()),
+        "in sample": float(np.mean(in_sample)),
+        "held out": float(np.mean(held_out)),
+    }

@@ -13,8 +13,18 @@ import torch
 
 from .errors import UserError
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
-          "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 PICKLE = "a pickle can run code when it is read, so it is refused; save the model again with transformers, safe_serialization=True"
 
 
@@ -30,7 +40,9 @@ def write_whole(writers):
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
     except (OSError, RuntimeError) as e:  # torch.save turns a full disk into a RuntimeError
-        raise UserError(f"cannot write {path}: {first_line(e)}; what was there before is untouched") from None
+        raise UserError(
+            f"cannot write {path}: {first_line(e)}; what was there before is untouched"
+        ) from None
     finally:
         for temporary in temporaries.values():
             if temporary.exists():  # only after an error
@@ -54,7 +66,9 @@ def write_folder(folder, writers):
 
 def write_json(data):
     """A writer for write_whole."""
-    return lambda path: Path(path).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return lambda path: Path(path).write_text(
+        json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def read_json(path):
@@ -77,9 +91,16 @@ def first_line(error):
 
 # ---- torch's own format ----------------------------------------------------------------------------------------------
 
+
 def save_tensors(path, tensors):
     """Write {name: tensor} to one file."""
-    write_whole({Path(path): lambda temporary: torch.save({k: v.detach().cpu() for k, v in tensors.items()}, temporary)})
+    write_whole(
+        {
+            Path(path): lambda temporary: torch.save(
+                {k: v.detach().cpu() for k, v in tensors.items()}, temporary
+            )
+        }
+    )
 
 
 def load_tensors(path):
@@ -89,17 +110,23 @@ def load_tensors(path):
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except Exception as e:  # torch.load knows a dozen errors for a file that is none of its own
-        raise UserError(f"{path} is damaged or no checkpoint ({type(e).__name__}: {first_line(e)}): make or fetch it again") from None
-    if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
+        raise UserError(
+            f"{path} is damaged or no checkpoint ({type(e).__name__}: {first_line(e)}): make or fetch it again"
+        ) from None
+    if not isinstance(tensors, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()
+    ):
         raise UserError(f"{path} is no checkpoint: expected names with tensors")
     return tensors
 
 
 # ---- safetensors -----------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Stored:
     """A tensor in a file, not read yet."""
+
     shape: tuple
     dtype: torch.dtype
     read: object  # function () -> tensor
@@ -120,22 +147,43 @@ def read_safetensors(path):
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
     if len(start) < 8 or header is None:
-        if start[:2] == b"PK" or start[:1] == b"\x80":  # torch.save writes a zip, older ones a bare pickle
+        if (
+            start[:2] == b"PK" or start[:1] == b"\x80"
+        ):  # torch.save writes a zip, older ones a bare pickle
             raise UserError(f"{path} is a pickle, not safetensors: {PICKLE}")
-        raise UserError(f"{path} is no safetensors file, or truncated: its header claims {length} bytes, the file has {size}")
+        raise UserError(
+            f"{path} is no safetensors file, or truncated: its header claims {length} bytes, the file has {size}"
+        )
     try:
-        claims = sorted(_claim(name, told) for name, told in json.loads(header).items() if name != "__metadata__")
+        claims = sorted(
+            _claim(name, told)
+            for name, told in json.loads(header).items()
+            if name != "__metadata__"
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{path} is no safetensors file: its header cannot be read ({type(e).__name__}: {first_line(e)})") from None
+        raise UserError(
+            f"{path} is no safetensors file: its header cannot be read ({type(e).__name__}: {first_line(e)})"
+        ) from None
     tensors, here = {}, 0
     for begin, end, name, shape, dtype in claims:
         if dtype not in DTYPES:
-            raise UserError(f"{path}: {name!r} is of type {dtype!r}; expected one of {', '.join(DTYPES)}")
+            raise UserError(
+                f"{path}: {name!r} is of type {dtype!r}; expected one of {', '.join(DTYPES)}"
+            )
         if begin != here or end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
-            raise UserError(f"{path}: {name!r} of shape {shape} in {dtype} cannot lie at bytes {begin} to {end}: it overlaps another, leaves a gap, or has another size")
-        tensors[name], here = Stored(shape, DTYPES[dtype], partial(_read, path, 8 + length + begin, shape, DTYPES[dtype])), end
+            raise UserError(
+                f"{path}: {name!r} of shape {shape} in {dtype} cannot lie at bytes {begin} to {end}: it overlaps another, leaves a gap, or has another size"
+            )
+        tensors[name], here = (
+            Stored(
+                shape, DTYPES[dtype], partial(_read, path, 8 + length + begin, shape, DTYPES[dtype])
+            ),
+            end,
+        )
     if 8 + length + here != size:
-        raise UserError(f"{path} is truncated or damaged: its header describes {8 + length + here} bytes, the file has {size}")
+        raise UserError(
+            f"{path} is truncated or damaged: its header describes {8 + length + here} bytes, the file has {size}"
+        )
     return tensors
 
 
@@ -192,7 +240,11 @@ def write_safetensors(tensors):
     def write(path):
         header, here = {"__metadata__": {"format": "pt"}}, 0
         for name, t in tensors.items():
-            header[name] = {"dtype": names[t.dtype], "shape": list(t.shape), "data_offsets": [here, here + t.nbytes]}
+            header[name] = {
+                "dtype": names[t.dtype],
+                "shape": list(t.shape),
+                "data_offsets": [here, here + t.nbytes],
+            }
             here += t.nbytes
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
@@ -200,12 +252,25 @@ def write_safetensors(tensors):
             f.write(len(text).to_bytes(8, "little") + text)
             for t in tensors.values():
                 f.write(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+
     return write
 
 
 # ---- GGUF ------------------------------------------------------------------------------------------------------------
 
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # GGUF's types of values, as codes of struct
+NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}  # GGUF's types of values, as codes of struct
 STRING, ARRAY = 8, 9
 
 
@@ -218,16 +283,21 @@ def read_gguf(path):
     try:
         import gguf
     except ImportError:
-        raise UserError("reading GGUF needs the package gguf: pip install 'minseal[weights]'") from None
+        raise UserError(
+            "reading GGUF needs the package gguf: pip install 'minseal[weights]'"
+        ) from None
     try:
-        data, here = np.asarray(np.memmap(path, mode="c")), 0  # copy on write: torch wants writable memory
+        data, here = (
+            np.asarray(np.memmap(path, mode="c")),
+            0,
+        )  # copy on write: torch wants writable memory
 
         def take(n):
             nonlocal here
             if n > len(data) - here:
                 raise ValueError(f"it ends after {len(data)} bytes, in the midst of its header")
             here += n
-            return data[here - n:here].tobytes()
+            return data[here - n : here].tobytes()
 
         def number(code):
             return struct.unpack(f"<{code}", take(struct.calcsize(code)))[0]
@@ -239,7 +309,9 @@ def read_gguf(path):
                 return number(NUMBERS[kind])
             kind, n = number("I"), number("Q")
             if kind in NUMBERS:
-                return list(struct.unpack(f"<{n}{NUMBERS[kind]}", take(n * struct.calcsize(NUMBERS[kind]))))
+                return list(
+                    struct.unpack(f"<{n}{NUMBERS[kind]}", take(n * struct.calcsize(NUMBERS[kind])))
+                )
             return [value(kind) for _ in range(n)]
 
         if take(4) != b"GGUF" or number("I") not in (2, 3):
@@ -250,7 +322,9 @@ def read_gguf(path):
             fields.setdefault(value(STRING), value(number("I")))
         for _ in range(n_tensors):
             name, n_dims = value(STRING), number("I")
-            shape = tuple(number("Q") for _ in range(n_dims))[::-1]  # GGUF counts the fastest dimension first
+            shape = tuple(number("Q") for _ in range(n_dims))[
+                ::-1
+            ]  # GGUF counts the fastest dimension first
             told[name] = shape, gguf.GGMLQuantizationType(number("I")), number("Q")
         align = fields.get("general.alignment", 32)
         if type(align) is not int or align < 1:
@@ -258,20 +332,45 @@ def read_gguf(path):
         start = end = -(-here // align) * align
         for name, (shape, kind, offset) in sorted(told.items(), key=lambda item: item[1][2]):
             block, size = gguf.GGML_QUANT_SIZES[kind]  # `block` values lie in `size` bytes
-            begin, end_before, end = start + offset, end, start + offset + math.prod(shape) // block * size
+            begin, end_before, end = (
+                start + offset,
+                end,
+                start + offset + math.prod(shape) // block * size,
+            )
             if begin < end_before or end > len(data) or min(shape) < 1 or shape[-1] % block:
-                raise ValueError(f"{name!r} of shape {shape} cannot lie at bytes {begin} to {end} of {len(data)}")
-            tensors[name] = Stored(shape, torch.float32, partial(_dequantise, gguf, path, name, data[begin:end], kind, shape))
+                raise ValueError(
+                    f"{name!r} of shape {shape} cannot lie at bytes {begin} to {end} of {len(data)}"
+                )
+            tensors[name] = Stored(
+                shape,
+                torch.float32,
+                partial(_dequantise, gguf, path, name, data[begin:end], kind, shape),
+            )
         if len(told) < n_tensors or len(fields) < n_fields:
             raise ValueError("a name is there twice")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, ArithmeticError, RecursionError, struct.error) as e:
-        raise UserError(f"{path} is damaged, or no GGUF file ({type(e).__name__}: {first_line(e)})") from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        ArithmeticError,
+        RecursionError,
+        struct.error,
+    ) as e:
+        raise UserError(
+            f"{path} is damaged, or no GGUF file ({type(e).__name__}: {first_line(e)})"
+        ) from None
     return fields, tensors
 
 
 def _dequantise(gguf, path, name, data, kind, shape):
     """Bytes -> (shape) float32."""
     try:
-        return torch.from_numpy(gguf.dequantize(data.reshape(*shape[:-1], -1), kind).astype(np.float32, copy=False)).view(shape)
+        return torch.from_numpy(
+            gguf.dequantize(data.reshape(*shape[:-1], -1), kind).astype(np.float32, copy=False)
+        ).view(shape)
     except NotImplementedError:
-        raise UserError(f"{path}: {name!r} is stored as {kind.name}, which the package gguf cannot turn into numbers") from None
+        raise UserError(
+            f"{path}: {name!r} is stored as {kind.name}, which the package gguf cannot turn into numbers"
+        ) from None

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the linear layers of a block
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    rank: int = 16                # R
-    alpha: float = 32.0           # the adapter's output is scaled by alpha / rank
-    targets: tuple = TARGETS      # which linear layers; paper's code: q and v only
+    rank: int = 16  # R
+    alpha: float = 32.0  # the adapter's output is scaled by alpha / rank
+    targets: tuple = TARGETS  # which linear layers; paper's code: q and v only
 
 
 def attach(model, K, config=LoRAConfig(), seed=0):
@@ -35,11 +34,17 @@ def attach(model, K, config=LoRAConfig(), seed=0):
     if model.n_adapters is not None:
         raise RuntimeError("the model has adapters already: remove() or merge them first")
     unknown = set(config.targets) - set(TARGETS)
-    sites = [(f"blocks.{i}.{part}.{name}", getattr(block, part), name) for i, block in enumerate(model.blocks)
-             for part in ("attn", "mlp") for name in config.targets
-             if isinstance(getattr(getattr(block, part), name, None), nn.Linear)]
+    sites = [
+        (f"blocks.{i}.{part}.{name}", getattr(block, part), name)
+        for i, block in enumerate(model.blocks)
+        for part in ("attn", "mlp")
+        for name in config.targets
+        if isinstance(getattr(getattr(block, part), name, None), nn.Linear)
+    ]
     if unknown or not sites:
-        raise ValueError(f"LoRA targets {config.targets} name no layer of a block: choose from {', '.join(TARGETS)}")
+        raise ValueError(
+            f"LoRA targets {config.targets} name no layer of a block: choose from {', '.join(TARGETS)}"
+        )
     generator = torch.Generator().manual_seed(seed)
     frozen = [p for p in model.parameters() if p.requires_grad]
     for p in frozen:
@@ -59,10 +64,16 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base, self.scale = base, config.alpha / config.rank
         # Kaiming-uniform A as in the LoRA paper's code; drawn on the CPU in float32, so that every device gets the same.
-        A = torch.empty(config.rank, base.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(base.in_features)
-        dtype = torch.promote_types(base.weight.dtype, torch.float32)  # adapters learn in float32, whatever the base is in
-        self.A = nn.Parameter(A.to(base.weight.device, dtype).repeat(K, 1, 1))              # (K, R, in)
-        self.B = nn.Parameter(torch.zeros(K, base.out_features, config.rank, device=base.weight.device, dtype=dtype))  # (K, out, R)
+        A = torch.empty(config.rank, base.in_features).uniform_(
+            -1, 1, generator=generator
+        ) / math.sqrt(base.in_features)
+        dtype = torch.promote_types(
+            base.weight.dtype, torch.float32
+        )  # adapters learn in float32, whatever the base is in
+        self.A = nn.Parameter(A.to(base.weight.device, dtype).repeat(K, 1, 1))  # (K, R, in)
+        self.B = nn.Parameter(
+            torch.zeros(K, base.out_features, config.rank, device=base.weight.device, dtype=dtype)
+        )  # (K, out, R)
         self.on = True
 
     def forward(self, x):
@@ -72,14 +83,16 @@ class LoRALinear(nn.Module):
         A, B = self.A.to(x.dtype), self.B.to(x.dtype)
         if len(x) % len(A):
             raise ValueError(f"{len(x)} rows cannot be shared out equally among {len(A)} adapters")
-        groups = x.reshape(len(A), -1, x.shape[-1])                                         # (K, b T, in)
-        low = torch.bmm(groups, A.transpose(1, 2))                                          # (K, b T, R)
-        y = self.base(groups).baddbmm_(low, B.transpose(1, 2), alpha=self.scale)            # (K, b T, out), in place: one pass less
-        return y.view(*x.shape[:-1], -1)                                                    # (K b, T, out)
+        groups = x.reshape(len(A), -1, x.shape[-1])  # (K, b T, in)
+        low = torch.bmm(groups, A.transpose(1, 2))  # (K, b T, R)
+        y = self.base(groups).baddbmm_(
+            low, B.transpose(1, 2), alpha=self.scale
+        )  # (K, b T, out), in place: one pass less
+        return y.view(*x.shape[:-1], -1)  # (K b, T, out)
 
     def delta(self, k):
         """The update of adapter k as a matrix, (out, in)."""
-        return self.scale * (self.B[k] @ self.A[k])                                         # (out, in)
+        return self.scale * (self.B[k] @ self.A[k])  # (out, in)
 
 
 class Adapters:
@@ -98,7 +111,11 @@ class Adapters:
 
     def state(self):
         """{'blocks.0.attn.q.A': (K, R, in), ...}: copies, safe to keep."""
-        return {f"{path}.{ab}": getattr(layer, ab).detach().clone() for path, layer in self.layers.items() for ab in "AB"}
+        return {
+            f"{path}.{ab}": getattr(layer, ab).detach().clone()
+            for path, layer in self.layers.items()
+            for ab in "AB"
+        }
 
     def load(self, state):
         """Take over a copy of the values of state(); K may change, layers and rank may not."""
@@ -108,14 +125,19 @@ class Adapters:
             raise ValueError(f"adapter for another model: {odd[0]} is in one of them only")
         for name, old in mine.items():
             if old.shape[1:] != state[name].shape[1:]:
-                raise ValueError(f"adapter for another model: {name} has shape {tuple(state[name].shape)}, here {tuple(old.shape)}")
+                raise ValueError(
+                    f"adapter for another model: {name} has shape {tuple(state[name].shape)}, here {tuple(old.shape)}"
+                )
         self.replace([state[name].clone() for name in mine])
 
     def replace(self, tensors):
         """New values for parameters(), in their order; K may change. New Parameters, since autograd remembers old shapes."""
         tensors = iter(tensors)
         for layer in self.layers.values():
-            layer.A, layer.B = nn.Parameter(next(tensors).to(layer.A)), nn.Parameter(next(tensors).to(layer.B))
+            layer.A, layer.B = (
+                nn.Parameter(next(tensors).to(layer.A)),
+                nn.Parameter(next(tensors).to(layer.B)),
+            )
         self.model.n_adapters = len(self)
 
     @torch.no_grad()

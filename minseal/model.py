@@ -17,31 +17,42 @@ from torch.utils.checkpoint import checkpoint
 @dataclass(frozen=True)
 class GPTConfig:
     """What distinguishes one decoder from another. The defaults are minseal's tiny model, a small Llama."""
+
     vocab_size: int = 512
-    block_size: int = 512         # most tokens that one document may have
+    block_size: int = 512  # most tokens that one document may have
     n_layer: int = 4
     n_head: int = 4
-    n_kv_head: int = 4            # fewer than n_head: grouped-query attention
+    n_kv_head: int = 4  # fewer than n_head: grouped-query attention
     n_embd: int = 128
-    head_dim: int = 32            # D; Qwen3 has head_dim != n_embd / n_head
-    mlp_dim: int = 344            # width inside the MLP
-    norm: str = "rms"             # rms | layer
+    head_dim: int = 32  # D; Qwen3 has head_dim != n_embd / n_head
+    mlp_dim: int = 344  # width inside the MLP
+    norm: str = "rms"  # rms | layer
     norm_eps: float = 1e-5
-    position: str = "rope"        # rope | learned
+    position: str = "rope"  # rope | learned
     rope_theta: float = 10_000.0
-    rope_scaling: tuple | None = None  # Llama 3: (factor, low_freq_factor, high_freq_factor, original block_size)
-    qkv_bias: bool = False        # GPT-2 and Qwen2.5 have one
-    bias: bool = False            # on the other linear layers (GPT-2)
-    qk_norm: bool = False         # Qwen3: RMSNorm of every head's query and key
-    mlp: str = "swiglu"           # swiglu | gelu
-    tied: bool = True             # the head is the transposed token embedding
+    rope_scaling: tuple | None = (
+        None  # Llama 3: (factor, low_freq_factor, high_freq_factor, original block_size)
+    )
+    qkv_bias: bool = False  # GPT-2 and Qwen2.5 have one
+    bias: bool = False  # on the other linear layers (GPT-2)
+    qk_norm: bool = False  # Qwen3: RMSNorm of every head's query and key
+    mlp: str = "swiglu"  # swiglu | gelu
+    tied: bool = True  # the head is the transposed token embedding
 
     def __post_init__(self):
-        for name, allowed in (("norm", ("rms", "layer")), ("position", ("rope", "learned")), ("mlp", ("swiglu", "gelu"))):
+        for name, allowed in (
+            ("norm", ("rms", "layer")),
+            ("position", ("rope", "learned")),
+            ("mlp", ("swiglu", "gelu")),
+        ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"GPTConfig.{name} is {getattr(self, name)!r}; expected one of {allowed}")
+                raise ValueError(
+                    f"GPTConfig.{name} is {getattr(self, name)!r}; expected one of {allowed}"
+                )
         if self.n_head % self.n_kv_head:
-            raise ValueError(f"n_head ({self.n_head}) must be a multiple of n_kv_head ({self.n_kv_head})")
+            raise ValueError(
+                f"n_head ({self.n_head}) must be a multiple of n_kv_head ({self.n_kv_head})"
+            )
 
 
 class GPT(nn.Module):
@@ -53,7 +64,9 @@ class GPT(nn.Module):
         self.n_adapters = None  # how many LoRA adapters are attached (lora.py)
         self.recompute = False  # gradient checkpointing: keep each block's input only, and run it again for the backward pass
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.wpe = (
+            nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -79,24 +92,29 @@ class GPT(nn.Module):
         if cache is not None:
             positions, mask = cache.extend(ids, docs)
         elif docs is not None:
-            positions = positions_in_document(docs).masked_fill(docs < 0, 0)                # (B, T), 0 at padding
-            mask = same_document(docs, docs)                                                # (B, 1, T, T)
+            positions = positions_in_document(docs).masked_fill(docs < 0, 0)  # (B, T), 0 at padding
+            mask = same_document(docs, docs)  # (B, 1, T, T)
         else:
-            positions, mask = torch.arange(ids.shape[1], device=ids.device)[None], None     # (1, T)
+            positions, mask = torch.arange(ids.shape[1], device=ids.device)[None], None  # (1, T)
         longest = ids.shape[1] if mask is None else int(positions.max()) + 1
         if longest > self.config.block_size:
-            raise ValueError(f"a document of {longest} tokens is longer than the model can read ({self.config.block_size})")
+            raise ValueError(
+                f"a document of {longest} tokens is longer than the model can read ({self.config.block_size})"
+            )
 
-        x = self.wte(ids)                                                                   # (B, T, C)
+        x = self.wte(ids)  # (B, T, C)
         if self.wpe is not None:
-            x, rope = x + self.wpe(positions), None                                         # (B, T, C)
+            x, rope = x + self.wpe(positions), None  # (B, T, C)
         else:
-            rope = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)       # each (B, 1, T, D)
+            rope = (
+                self.cos[positions].unsqueeze(1),
+                self.sin[positions].unsqueeze(1),
+            )  # each (B, 1, T, D)
         for i, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, rope, mask, cache, i, use_reentrant=False)         # (B, T, C)
+                x = checkpoint(block, x, rope, mask, cache, i, use_reentrant=False)  # (B, T, C)
             else:
-                x = block(x, rope, mask, cache, i)                                          # (B, T, C)
+                x = block(x, rope, mask, cache, i)  # (B, T, C)
         return self.norm(x)
 
     def init_weights(self, generator):
@@ -118,8 +136,8 @@ class Block(nn.Module):
         self.norm2, self.mlp = make_norm(config), MLP(config)
 
     def forward(self, x, rope, mask, cache, layer):
-        x = x + self.attn(self.norm1(x), rope, mask, cache, layer)                          # (B, T, C)
-        return x + self.mlp(self.norm2(x))                                                  # (B, T, C)
+        x = x + self.attn(self.norm1(x), rope, mask, cache, layer)  # (B, T, C)
+        return x + self.mlp(self.norm2(x))  # (B, T, C)
 
 
 class Attention(nn.Module):
@@ -136,46 +154,59 @@ class Attention(nn.Module):
 
     def forward(self, x, rope, mask, cache, layer):
         (B, T, _), D = x.shape, self.config.head_dim
-        q = self.q(x).view(B, T, -1, D)                                                     # (B, T, H, D)
-        k = self.k(x).view(B, T, -1, D)                                                     # (B, T, H_kv, D)
-        v = self.v(x).view(B, T, -1, D).transpose(1, 2)                                     # (B, H_kv, T, D)
+        q = self.q(x).view(B, T, -1, D)  # (B, T, H, D)
+        k = self.k(x).view(B, T, -1, D)  # (B, T, H_kv, D)
+        v = self.v(x).view(B, T, -1, D).transpose(1, 2)  # (B, H_kv, T, D)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = q.transpose(1, 2), k.transpose(1, 2)                                         # (B, H, T, D), (B, H_kv, T, D)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, D), (B, H_kv, T, D)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
-            k, v = cache.store(layer, k, v)                                                 # (B, H_kv, S, D)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                           enable_gqa=self.config.n_kv_head != self.config.n_head)  # (B, H, T, D)
-        return self.o(y.transpose(1, 2).reshape(B, T, -1))                                  # (B, T, C)
+            k, v = cache.store(layer, k, v)  # (B, H_kv, S, D)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=self.config.n_kv_head != self.config.n_head,
+        )  # (B, H, T, D)
+        return self.o(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.gate = nn.Linear(config.n_embd, config.mlp_dim, bias=config.bias) if config.mlp == "swiglu" else None
+        self.gate = (
+            nn.Linear(config.n_embd, config.mlp_dim, bias=config.bias)
+            if config.mlp == "swiglu"
+            else None
+        )
         self.up = nn.Linear(config.n_embd, config.mlp_dim, bias=config.bias)
         self.down = nn.Linear(config.mlp_dim, config.n_embd, bias=config.bias)
 
     def forward(self, x):
         if self.gate is not None:
-            return self.down(F.silu(self.gate(x)) * self.up(x))                             # (B, T, C)
-        return self.down(F.gelu(self.up(x), approximate="tanh"))                            # (B, T, C)
+            return self.down(F.silu(self.gate(x)) * self.up(x))  # (B, T, C)
+        return self.down(F.gelu(self.up(x), approximate="tanh"))  # (B, T, C)
 
 
 def make_norm(config):
-    return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.n_embd, eps=config.norm_eps)
+    return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(
+        config.n_embd, eps=config.norm_eps
+    )
 
 
 # ---- documents in a row: who sees whom, and where each one begins --------------------------------------------------
 
+
 def positions_in_document(docs):
     """(B, T) document numbers -> (B, T) positions that restart at 0 with each document."""
-    index = torch.arange(docs.shape[1], device=docs.device).expand_as(docs)                 # (B, T)
+    index = torch.arange(docs.shape[1], device=docs.device).expand_as(docs)  # (B, T)
     starts = torch.ones_like(docs, dtype=torch.bool)
     starts[:, 1:] = docs[:, 1:] != docs[:, :-1]
-    return index - torch.where(starts, index, 0).cummax(dim=1).values                       # (B, T)
+    return index - torch.where(starts, index, 0).cummax(dim=1).values  # (B, T)
 
 
 def same_document(docs_q, docs_k):
@@ -184,70 +215,85 @@ def same_document(docs_q, docs_k):
     The queries are the last T of the S keys. A padding token sees earlier padding: harmless, and no row is empty.
     """
     T, S = docs_q.shape[1], docs_k.shape[1]
-    causal = torch.ones(T, S, dtype=torch.bool, device=docs_q.device).tril(S - T)           # (T, S)
-    return ((docs_q[:, :, None] == docs_k[:, None, :]) & causal).unsqueeze(1)               # (B, 1, T, S)
+    causal = torch.ones(T, S, dtype=torch.bool, device=docs_q.device).tril(S - T)  # (T, S)
+    return ((docs_q[:, :, None] == docs_k[:, None, :]) & causal).unsqueeze(1)  # (B, 1, T, S)
 
 
 # ---- rotary positions ------------------------------------------------------------------------------------------------
 
+
 def rope_frequencies(config):
     """(D/2,) radians per token, float64."""
     D = config.head_dim
-    freq = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)           # (D/2,)
+    freq = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)  # (D/2,)
     if config.rope_scaling is not None:
         # Llama 3.1: wavelengths longer than the original context are stretched by `factor`, short ones kept,
         # those between are blended.
         factor, low, high, original = config.rope_scaling
-        blend = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)        # 1: keep, 0: stretch
-        freq = blend * freq + (1 - blend) * freq / factor                                   # (D/2,)
+        blend = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(
+            0, 1
+        )  # 1: keep, 0: stretch
+        freq = blend * freq + (1 - blend) * freq / factor  # (D/2,)
     return freq
 
 
 def rope_table(config):
     """cos and sin, each (block_size, D): RoPE (arXiv 2104.09864) in the half-split layout of Hugging Face weights."""
-    angle = torch.outer(torch.arange(config.block_size, dtype=torch.float64), rope_frequencies(config))  # (block_size, D/2)
-    angle = torch.cat([angle, angle], dim=1)                                                # (block_size, D)
+    angle = torch.outer(
+        torch.arange(config.block_size, dtype=torch.float64), rope_frequencies(config)
+    )  # (block_size, D/2)
+    angle = torch.cat([angle, angle], dim=1)  # (block_size, D)
     return angle.cos().float(), angle.sin().float()
 
 
 def rotate(x, cos, sin):
     """Turn each pair (x[i], x[i + D/2]) of x (B, H, T, D) by its position's angle."""
-    a, b = x.chunk(2, dim=-1)                                                               # each (B, H, T, D/2)
-    return torch.addcmul(x * cos.to(x.dtype), torch.cat([-b, a], dim=-1), sin.to(x.dtype))  # (B, H, T, D)
+    a, b = x.chunk(2, dim=-1)  # each (B, H, T, D/2)
+    return torch.addcmul(
+        x * cos.to(x.dtype), torch.cat([-b, a], dim=-1), sin.to(x.dtype)
+    )  # (B, H, T, D)
 
 
 # ---- key-value cache -------------------------------------------------------------------------------------------------
+
 
 class KVCache:
     """Keys and values of the tokens read so far, room for `size` tokens a row; one document a row."""
 
     def __init__(self, model, B, size):
         c, weight = model.config, model.wte.weight
-        self.k = [weight.new_zeros(B, c.n_kv_head, size, c.head_dim) for _ in range(c.n_layer)]  # each (B, H_kv, size, D)
+        self.k = [
+            weight.new_zeros(B, c.n_kv_head, size, c.head_dim) for _ in range(c.n_layer)
+        ]  # each (B, H_kv, size, D)
         self.v = [torch.zeros_like(k) for k in self.k]
-        self.docs = torch.full((B, size), -1, device=weight.device)                         # (B, size)
-        self.next = torch.zeros(B, dtype=torch.long, device=weight.device)                  # (B,), each row's next position
+        self.docs = torch.full((B, size), -1, device=weight.device)  # (B, size)
+        self.next = torch.zeros(
+            B, dtype=torch.long, device=weight.device
+        )  # (B,), each row's next position
         self.length = 0
 
     def extend(self, ids, docs):
         """Make room for `ids` (B, T); returns their positions (B, T) and what they may see, (B, 1, T, S)."""
         T = ids.shape[1]
-        docs = torch.zeros_like(ids) if docs is None else docs                              # (B, T)
-        self.docs[:, self.length:self.length + T] = docs
+        docs = torch.zeros_like(ids) if docs is None else docs  # (B, T)
+        self.docs[:, self.length : self.length + T] = docs
         self.length += T
-        real = (docs >= 0).long()                                                           # (B, T)
-        positions = (self.next[:, None] + real.cumsum(1) - 1).clamp(min=0)                  # (B, T)
-        self.next = self.next + real.sum(1)                                                 # (B,)
-        return positions, same_document(docs, self.docs[:, :self.length])
+        real = (docs >= 0).long()  # (B, T)
+        positions = (self.next[:, None] + real.cumsum(1) - 1).clamp(min=0)  # (B, T)
+        self.next = self.next + real.sum(1)  # (B,)
+        return positions, same_document(docs, self.docs[:, : self.length])
 
     def store(self, layer, k, v):
         """Append k and v (B, H_kv, T, D) of one layer; returns all it holds, (B, H_kv, S, D)."""
         S, T = self.length, k.shape[2]
-        self.k[layer][:, :, S - T:S] = k
-        self.v[layer][:, :, S - T:S] = v
-        return self.k[layer][:, :, :S], self.v[layer][:, :, :S]                             # (B, H_kv, S, D)
+        self.k[layer][:, :, S - T : S] = k
+        self.v[layer][:, :, S - T : S] = v
+        return self.k[layer][:, :, :S], self.v[layer][:, :, :S]  # (B, H_kv, S, D)
 
     def take(self, rows):
         """Keep (or repeat) only these rows, in this order: rows (N,) indices."""
-        self.k, self.v = [k[rows] for k in self.k], [v[rows] for v in self.v]               # each (N, H_kv, size, D)
-        self.docs, self.next = self.docs[rows], self.next[rows]                             # (N, size), (N,)
+        self.k, self.v = (
+            [k[rows] for k in self.k],
+            [v[rows] for v in self.v],
+        )  # each (N, H_kv, size, D)
+        self.docs, self.next = self.docs[rows], self.next[rows]  # (N, size), (N,)

@@ -16,30 +16,36 @@ from .selfedit import InvalidSelfEdit, SelfEdit
 @dataclass(frozen=True)
 class MStepConfig(InnerConfig):
     """The M-step is the inner loop once more, on the winners, with settings of its own."""
-    lr: float = 1e-3              # learning rate of the M-step (paper: 3e-4)
-    epochs: int = 4               # passes over the winners (paper: 2); more, because the tiny model is small and new to it
-    batch: int = 8                # winners in one gradient step (paper: 10)
-    rank: int = 32                # LoRA rank of the M-step, merged afterwards (paper: 64)
-    alpha: float = 64.0           # LoRA scale is alpha / rank (paper: 128)
+
+    lr: float = 1e-3  # learning rate of the M-step (paper: 3e-4)
+    epochs: int = (
+        4  # passes over the winners (paper: 2); more, because the tiny model is small and new to it
+    )
+    batch: int = 8  # winners in one gradient step (paper: 10)
+    rank: int = 32  # LoRA rank of the M-step, merged afterwards (paper: 64)
+    alpha: float = 64.0  # LoRA scale is alpha / rank (paper: 128)
 
 
 @dataclass(frozen=True)
 class OuterConfig:
     """ReST-EM: sample self-edits, train and examine one adapter on each, learn from the best."""
-    rounds: int = 3               # how many times E-step and M-step (paper: 2)
-    contexts: int = 64            # contexts in a round, each round takes the next ones; 0: 64, or all if there are fewer (paper: 50)
-    samples: int = 8              # self-edits of each context (paper: 5)
-    temperature: float = 1.0      # of sampling self-edits (paper: 1)
-    top_p: float = 1.0            # sample among the likeliest tokens with this much probability (paper: 0.95)
-    reward: str = "exam"          # exam | likelihood: share of the exam answered right, or how likely its answers are to the adapted student (finer: hardly any ties)
-    select: str = "best"          # best | all-best | positive | random: which self-edits of a context the policy learns from
-    at_once: int = 16             # adapters trained side by side; more need more memory
-    memory: float = 0.0           # GB that adapters trained side by side may take: fewer at once if they need more; 0: no limit
+
+    rounds: int = 3  # how many times E-step and M-step (paper: 2)
+    contexts: int = 64  # contexts in a round, each round takes the next ones; 0: 64, or all if there are fewer (paper: 50)
+    samples: int = 8  # self-edits of each context (paper: 5)
+    temperature: float = 1.0  # of sampling self-edits (paper: 1)
+    top_p: float = 1.0  # sample among the likeliest tokens with this much probability (paper: 0.95)
+    reward: str = "exam"  # exam | likelihood: share of the exam answered right, or how likely its answers are to the adapted student (finer: hardly any ties)
+    select: str = "best"  # best | all-best | positive | random: which self-edits of a context the policy learns from
+    at_once: int = 16  # adapters trained side by side; more need more memory
+    memory: float = 0.0  # GB that adapters trained side by side may take: fewer at once if they need more; 0: no limit
     m_step: MStepConfig = field(default_factory=MStepConfig)
 
     def __post_init__(self):
         at_least(self, rounds=0, contexts=0, samples=1, temperature=0, top_p=0, at_once=1, memory=0)
-        one_of(self, reward=("exam", "likelihood"), select=("best", "all-best", "positive", "random"))
+        one_of(
+            self, reward=("exam", "likelihood"), select=("best", "all-best", "positive", "random")
+        )
 
 
 def forgetful(step, compute):
@@ -47,8 +53,20 @@ def forgetful(step, compute):
     return compute()
 
 
-def rest_em(policy, tokenizer, task, contexts, config=OuterConfig(), inner=InnerConfig(), student=None, reward=None,
-            seed=0, remember=forgetful, keep=forgetful, on_round=None):
+def rest_em(
+    policy,
+    tokenizer,
+    task,
+    contexts,
+    config=OuterConfig(),
+    inner=InnerConfig(),
+    student=None,
+    reward=None,
+    seed=0,
+    remember=forgetful,
+    keep=forgetful,
+    on_round=None,
+):
     """Teach `policy` (changed in place) to write better self-edits; returns [{'trials': ..., 'winners': ...}] by round.
 
     task: has prompt, parse, baseline, lessons, exam, answers, grade, describe, edit_tokens, answer_tokens, stop (tasks/knowledge.py is one).
@@ -62,17 +80,48 @@ def rest_em(policy, tokenizer, task, contexts, config=OuterConfig(), inner=Inner
     for r in range(1, config.rounds + 1):
         n = min(config.contexts or 64, len(contexts))
         batch = [contexts[i % len(contexts)] for i in range((r - 1) * n, r * n)]
-        trials = e_step(policy, tokenizer, task, batch, config, inner, student or policy, reward or REWARDS[config.reward],
-                        seed, r, lambda step, compute: remember(f"{r} {step}", compute))
+        trials = e_step(
+            policy,
+            tokenizer,
+            task,
+            batch,
+            config,
+            inner,
+            student or policy,
+            reward or REWARDS[config.reward],
+            seed,
+            r,
+            lambda step, compute: remember(f"{r} {step}", compute),
+        )
         winners = select(trials, config.select, np.random.default_rng(mix_seed(seed, r)))
-        m_step(policy, task, batch, winners, config, mix_seed(seed, r), lambda compute: keep(f"{r} M-step", compute))
+        m_step(
+            policy,
+            task,
+            batch,
+            winners,
+            config,
+            mix_seed(seed, r),
+            lambda compute: keep(f"{r} M-step", compute),
+        )
         history.append({"trials": trials, "winners": winners})
         if on_round:
             on_round(r, history[-1])
     return history
 
 
-def e_step(policy, tokenizer, task, contexts, config, inner, student, reward, seed=0, r=1, remember=forgetful):
+def e_step(
+    policy,
+    tokenizer,
+    task,
+    contexts,
+    config,
+    inner,
+    student,
+    reward,
+    seed=0,
+    r=1,
+    remember=forgetful,
+):
     """Sample self-edits of each context, adapt, examine: a list of trials (see try_out), context by context.
 
     All adapters start from the weights that `seed` gives, so that luck does not choose among self-edits; texts are
@@ -82,15 +131,39 @@ def e_step(policy, tokenizer, task, contexts, config, inner, student, reward, se
     for i, part in parts(contexts, config):
 
         def explore():
-            texts = sample(policy, tokenizer, [task.prompt(c) for c in part], config.samples, task.edit_tokens,
-                           config.temperature, config.top_p, seed=mix_seed(seed, r, i))
+            texts = sample(
+                policy,
+                tokenizer,
+                [task.prompt(c) for c in part],
+                config.samples,
+                task.edit_tokens,
+                config.temperature,
+                config.top_p,
+                seed=mix_seed(seed, r, i),
+            )
             pairs = [(c, text) for c, written in zip(part, texts) for text in written]
-            return try_out(student, tokenizer, task, pairs, inner, config.at_once, reward, seed, config.memory)
+            return try_out(
+                student, tokenizer, task, pairs, inner, config.at_once, reward, seed, config.memory
+            )
 
         trials += remember(f"contexts {i + 1}-{i + len(part)}", explore)
-    if config.select == "positive":  # needs to know what training gives that no policy had a hand in
-        baseline = remember("baseline", lambda: try_out(
-            student, tokenizer, task, [(c, task.baseline(c)) for c in contexts], inner, config.at_once, reward, seed, config.memory))
+    if (
+        config.select == "positive"
+    ):  # needs to know what training gives that no policy had a hand in
+        baseline = remember(
+            "baseline",
+            lambda: try_out(
+                student,
+                tokenizer,
+                task,
+                [(c, task.baseline(c)) for c in contexts],
+                inner,
+                config.at_once,
+                reward,
+                seed,
+                config.memory,
+            ),
+        )
         for trial, base in zip(trials, [b for b in baseline for _ in range(config.samples)]):
             trial["baseline"] = base["reward"]
     return trials
@@ -99,7 +172,7 @@ def e_step(policy, tokenizer, task, contexts, config, inner, student, reward, se
 def parts(contexts, config):
     """The E-step in parts of a few batches each: a kill loses one part at most. [(index of the first, contexts)]"""
     size = max(1, 4 * config.at_once // config.samples)
-    return [(i, contexts[i:i + size]) for i in range(0, len(contexts), size)]
+    return [(i, contexts[i : i + size]) for i in range(0, len(contexts), size)]
 
 
 def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0, memory=0.0):
@@ -110,21 +183,38 @@ def try_out(student, tokenizer, task, pairs, inner, at_once, reward=None, seed=0
     on it failed: then the reward is 0.
     """
     reward, valid = reward or exam_score, []
-    once = {(context.id, edit): (context, edit) for context, edit in pairs}  # the same text for the same context trains one adapter
-    trials = {key: {"context": key[0], "text": key[1] if isinstance(key[1], str) else None, "reward": 0.0, "seed": seed, "seconds": 0.0} for key in once}
+    once = {
+        (context.id, edit): (context, edit) for context, edit in pairs
+    }  # the same text for the same context trains one adapter
+    trials = {
+        key: {
+            "context": key[0],
+            "text": key[1] if isinstance(key[1], str) else None,
+            "reward": 0.0,
+            "seed": seed,
+            "seconds": 0.0,
+        }
+        for key in once
+    }
     for key, (context, edit) in once.items():
         try:
-            valid.append((trials[key], context, task.parse(context, edit) if isinstance(edit, str) else edit))
+            valid.append(
+                (trials[key], context, task.parse(context, edit) if isinstance(edit, str) else edit)
+            )
         except InvalidSelfEdit as e:
             trials[key]["invalid"] = str(e)
         if isinstance(edit, str) and (description := task.describe(context, edit)) is not None:
             trials[key]["description"] = description
-    valid.sort(key=lambda v: sum(len(d.ids) for d in v[2].documents))  # like lengths together: less padding
+    valid.sort(
+        key=lambda v: sum(len(d.ids) for d in v[2].documents)
+    )  # like lengths together: less padding
     for indices in side_by_side(student, [edit for _, _, edit in valid], inner, at_once, memory):
         group, start = [valid[i] for i in indices], time.time()
         adapters = adapt(student, [edit for _, _, edit in group], inner, seed)
         try:
-            results = reward(student, tokenizer, task, [context for _, context, _ in group], adapters)
+            results = reward(
+                student, tokenizer, task, [context for _, context, _ in group], adapters
+            )
         finally:
             adapters.remove()
         for k, ((trial, _, _), result) in enumerate(zip(group, results)):
@@ -144,10 +234,20 @@ def exam_score(student, tokenizer, task, contexts, adapters=None, in_context=Fal
     most = max(len(exam) for exam in exams)
     # Adapters need equal groups of rows: a shorter exam is filled up with its last question.
     prompts = [p for exam in exams for p in exam + (exam[-1:] * (most - len(exam)))]
-    texts = [text for (text,) in sample(student, tokenizer, prompts, max_tokens=task.answer_tokens, temperature=0, stop=task.stop)]
+    texts = [
+        text
+        for (text,) in sample(
+            student,
+            tokenizer,
+            prompts,
+            max_tokens=task.answer_tokens,
+            temperature=0,
+            stop=task.stop,
+        )
+    ]
     results = []
     for i, (context, exam) in enumerate(zip(contexts, exams)):
-        answers = [text.strip() for text in texts[i * most:i * most + len(exam)]]
+        answers = [text.strip() for text in texts[i * most : i * most + len(exam)]]
         grades = task.grade(context, answers)
         results.append({"reward": float(np.mean(grades)), "answers": answers, "grades": grades})
     return results
@@ -161,7 +261,7 @@ def answer_likelihood(student, tokenizer, task, contexts, adapters=None):
     Paper: the share of right answers. Here, if asked for: with five questions, of which a small model answers one, most
     self-edits of a context have the same share, and there is nothing to choose.
     """
-    loss = losses(student, [[[d] for d in task.answers(c)] for c in contexts])              # (K,)
+    loss = losses(student, [[[d] for d in task.answers(c)] for c in contexts])  # (K,)
     return [{"reward": value} for value in torch.exp(-loss).tolist()]
 
 
@@ -207,10 +307,14 @@ def m_step(policy, task, contexts, winners, config, seed, keep=lambda compute: c
         state = adapters.state()
         adapters.remove()
         if adapters.failed:
-            raise UserError(f"the M-step failed ({adapters.failed[0]}): try a lower --outer.m-step.lr")
+            raise UserError(
+                f"the M-step failed ({adapters.failed[0]}): try a lower --outer.m-step.lr"
+            )
         return state
 
-    apply(policy, keep(train), config.m_step)  # from the saved tensors, so that a run that goes on after a kill does the same
+    apply(
+        policy, keep(train), config.m_step
+    )  # from the saved tensors, so that a run that goes on after a kill does the same
 
 
 def apply(policy, state, config):

@@ -1,9 +1,9 @@
 """The run folder: configuration, events, checkpoints, going on after a kill.
 
-    config.json      the settings; another configuration in the same folder is refused
-    events.jsonl     one line a trial (a self-edit with its text, reward, seed, seconds) and one as each step is done
-    checkpoints/     the adapters of the M-steps, each written to a temporary name and renamed
-    results.json, report.md, *.png
+config.json      the settings; another configuration in the same folder is refused
+events.jsonl     one line a trial (a self-edit with its text, reward, seed, seconds) and one as each step is done
+checkpoints/     the adapters of the M-steps, each written to a temporary name and renamed
+results.json, report.md, *.png
 """
 
 import json
@@ -23,7 +23,12 @@ class Run:
 
         config (a dict) must equal the one that lies there, if there is one; None: only read what is there.
         """
-        self.folder, self.on_step, self.done, self.writes = Path(folder), on_step, {}, config is not None
+        self.folder, self.on_step, self.done, self.writes = (
+            Path(folder),
+            on_step,
+            {},
+            config is not None,
+        )
         self.config = json.loads(json.dumps(config))  # as it will look in the file
         path = self.folder / "config.json"
         try:
@@ -34,8 +39,13 @@ class Run:
                 self._same(there)
                 self._read_events()
             elif config is None:
-                raise UserError(f"no run in {folder}: expected the folder that `minseal run ... --out {folder}` makes")
-            elif self.folder.exists() and (not self.folder.is_dir() or {f.name for f in self.folder.iterdir()} - {"checkpoints", "config.json.tmp"}):
+                raise UserError(
+                    f"no run in {folder}: expected the folder that `minseal run ... --out {folder}` makes"
+                )
+            elif self.folder.exists() and (
+                not self.folder.is_dir()
+                or {f.name for f in self.folder.iterdir()} - {"checkpoints", "config.json.tmp"}
+            ):
                 raise UserError(f"{folder} is there already and holds no run: choose another --out")
         except OSError as e:
             raise UserError(f"cannot use {folder} as a run folder: {e}") from None
@@ -47,10 +57,16 @@ class Run:
     def _same(self, there):
         if self.config is None:
             self.config = there
-        different = [(k, there.get(k), self.config.get(k)) for k in {**there, **self.config} if there.get(k) != self.config.get(k)]
+        different = [
+            (k, there.get(k), self.config.get(k))
+            for k in {**there, **self.config}
+            if there.get(k) != self.config.get(k)
+        ]
         if different:
             told = ", ".join(f"{k} is {a!r} there, {b!r} here" for k, a, b in _leaves(different))
-            raise UserError(f"{self.folder} holds a run with another configuration ({told}): choose another --out, or the same options")
+            raise UserError(
+                f"{self.folder} holds a run with another configuration ({told}): choose another --out, or the same options"
+            )
 
     def begin(self):
         """Make the folder, if it is not there yet."""
@@ -90,7 +106,11 @@ class Run:
 
     def tensors(self, step):
         """What keep() kept of a step that is done; None if it is not."""
-        return load_tensors(self._checkpoint(step)) if step in self.done and self._checkpoint(step).exists() else None
+        return (
+            load_tensors(self._checkpoint(step))
+            if step in self.done and self._checkpoint(step).exists()
+            else None
+        )
 
     def _checkpoint(self, step):
         return self.folder / "checkpoints" / f"{step.replace(' ', '-')}.pt"
@@ -101,7 +121,9 @@ class Run:
 
     def write(self, name, text):
         """Write one of the folder's files whole: to a temporary name, then rename."""
-        write_whole({self.folder / name: lambda temporary: temporary.write_text(text, encoding="utf-8")})
+        write_whole(
+            {self.folder / name: lambda temporary: temporary.write_text(text, encoding="utf-8")}
+        )
 
     def _append(self, *lines):
         path = self.folder / "events.jsonl"
@@ -111,7 +133,9 @@ class Run:
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
-            raise UserError(f"cannot write {path}: {e}; the same command goes on from the last step when it can") from None
+            raise UserError(
+                f"cannot write {path}: {e}; the same command goes on from the last step when it can"
+            ) from None
 
     def _read_events(self):
         """Fill self.done. What a kill left behind (half a line, trials of an unfinished step) is dropped from the file."""
@@ -126,7 +150,10 @@ class Run:
                 pending.append((event, line))
                 continue
             whole = [(t, row) for t, row in pending if t["step"] == event["done"]]
-            self.done[event["done"]] = {"trials": [{k: v for k, v in t.items() if k != "step"} for t, _ in whole], "seconds": event["seconds"]}
+            self.done[event["done"]] = {
+                "trials": [{k: v for k, v in t.items() if k != "step"} for t, _ in whole],
+                "seconds": event["seconds"],
+            }
             good += [row for _, row in whole] + [line]
             pending = []
         if self.writes and text != (whole_text := "".join(row + "\n" for row in good)):
@@ -137,6 +164,10 @@ def _leaves(different):
     """(field, there, here) with the fields of a settings group told one by one: outer.rounds rather than outer."""
     for name, there, here in different:
         if isinstance(there, dict) and isinstance(here, dict):
-            yield from _leaves((f"{name}.{k}", there.get(k), here.get(k)) for k in {**there, **here} if there.get(k) != here.get(k))
+            yield from _leaves(
+                (f"{name}.{k}", there.get(k), here.get(k))
+                for k in {**there, **here}
+                if there.get(k) != here.get(k)
+            )
         else:
             yield name, there, here

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Document:
     """Tokens to train on. `loss` says which of them carry loss (the first never does: nothing predicts it)."""
+
     ids: tuple
     loss: tuple
 
@@ -24,6 +25,7 @@ class Document:
 @dataclass(frozen=True)
 class SelfEdit:
     """What the policy wrote, ready for the inner loop. Directives left out (None) fall to the inner loop's own settings."""
+
     documents: tuple
     lr: float | None = None
     epochs: int | None = None
@@ -33,7 +35,7 @@ class InvalidSelfEdit(ValueError):
     """The text is no self-edit; the message is the reason. Such a text has reward 0 and stays in the log."""
 
 
-MAX_LINES = 30                    # training lines taken from one self-edit (the paper's code, second version)
+MAX_LINES = 30  # training lines taken from one self-edit (the paper's code, second version)
 LIMITS = {"lr": (1e-6, 0.1), "epochs": (1, 50)}
 
 
@@ -61,7 +63,9 @@ def _read_directive(name, value):
     try:
         number = kind(value)
     except ValueError:
-        raise InvalidSelfEdit(f"{name} is {value[:20]!r}; expected {'a whole number' if kind is int else 'a number'}") from None
+        raise InvalidSelfEdit(
+            f"{name} is {value[:20]!r}; expected {'a whole number' if kind is int else 'a number'}"
+        ) from None
     if not low <= number <= high:  # also refuses NaN
         raise InvalidSelfEdit(f"{name} is {value[:20]}; expected {low:g} to {high:g}")
     return number

@@ -12,18 +12,32 @@ from hypothesis import settings
 import minseal
 from minseal import GPT, GPTConfig
 
-torch.set_num_threads(1)  # for matrices this small a second thread only waits, 30 times longer if its core is taken
+torch.set_num_threads(
+    1
+)  # for matrices this small a second thread only waits, 30 times longer if its core is taken
 settings.register_profile("minseal", deadline=None)  # a busy machine is no failure
 settings.load_profile("minseal")
 TINY = Path(__file__).parent.parent / "tiny_data" / "knowledge"
-SMALL = dict(vocab_size=48, block_size=128, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=12, mlp_dim=56, tied=False)
+SMALL = dict(
+    vocab_size=48,
+    block_size=128,
+    n_layer=2,
+    n_head=4,
+    n_kv_head=2,
+    n_embd=32,
+    head_dim=12,
+    mlp_dim=56,
+    tied=False,
+)
 
 
 @pytest.fixture
 def make_gpt():
     """make_gpt(seed, **settings): a tiny random GPT."""
+
     def make(seed=0, **settings):
         return scramble(GPT(GPTConfig(**{**SMALL, **settings})), seed).eval()
+
     return make
 
 
@@ -35,13 +49,17 @@ def gpt(make_gpt):
 @pytest.fixture
 def twins():
     """twins(family, seed, **settings): a random transformers model and a GPT with the same settings and weights."""
+
     def make(family="llama", seed=0, **settings):
         config = GPTConfig(**{**SMALL, **settings})
         theirs = scramble(their_model(family, config), seed).eval()
         mine = GPT(config).eval()
-        missing, unexpected = mine.load_state_dict(my_names(theirs.state_dict(), family, config), strict=False)
+        missing, unexpected = mine.load_state_dict(
+            my_names(theirs.state_dict(), family, config), strict=False
+        )
         assert not unexpected and set(missing) <= ({"head.weight"} if config.tied else set())
         return theirs, mine
+
     return make
 
 
@@ -60,9 +78,18 @@ def pretrained(_pretrained):
 @pytest.fixture
 def letters():
     """letters(vocab_size, eot): a tokenizer without merges, token i is the i-th letter; texts and tokens are one to one."""
-    def make(vocab_size=48, eot=47, alphabet="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"):
-        return SimpleNamespace(vocab_size=vocab_size, eot=eot, ends={eot}, decode=lambda ids: "".join(alphabet[i] for i in ids),
-                               bytes_of=lambda i: alphabet[i].encode())
+
+    def make(
+        vocab_size=48, eot=47, alphabet="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    ):
+        return SimpleNamespace(
+            vocab_size=vocab_size,
+            eot=eot,
+            ends={eot},
+            decode=lambda ids: "".join(alphabet[i] for i in ids),
+            bytes_of=lambda i: alphabet[i].encode(),
+        )
+
     return make
 
 
@@ -81,28 +108,78 @@ def scramble(model, seed):
 
 def their_model(family, c):
     import transformers
+
     if family == "gpt2":
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, n_inner=c.mlp_dim,
-            layer_norm_epsilon=c.norm_eps, tie_word_embeddings=c.tied, bos_token_id=0, eos_token_id=0))
+        return transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                vocab_size=c.vocab_size,
+                n_positions=c.block_size,
+                n_embd=c.n_embd,
+                n_layer=c.n_layer,
+                n_head=c.n_head,
+                n_inner=c.mlp_dim,
+                layer_norm_epsilon=c.norm_eps,
+                tie_word_embeddings=c.tied,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
     rope = {"rope_type": "default", "rope_theta": c.rope_theta}
     if c.rope_scaling is not None:
         factor, low, high, original = c.rope_scaling
-        rope |= {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
-                 "original_max_position_embeddings": original}
-    config, model = {"llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-                     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-                     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM)}[family]
-    return model(config(
-        vocab_size=c.vocab_size, hidden_size=c.n_embd, intermediate_size=c.mlp_dim, num_hidden_layers=c.n_layer, head_dim=c.head_dim,
-        num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head, max_position_embeddings=c.block_size, rms_norm_eps=c.norm_eps,
-        tie_word_embeddings=c.tied, rope_parameters=rope, bos_token_id=None, eos_token_id=None, pad_token_id=None))
+        rope |= {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low,
+            "high_freq_factor": high,
+            "original_max_position_embeddings": original,
+        }
+    config, model = {
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    }[family]
+    return model(
+        config(
+            vocab_size=c.vocab_size,
+            hidden_size=c.n_embd,
+            intermediate_size=c.mlp_dim,
+            num_hidden_layers=c.n_layer,
+            head_dim=c.head_dim,
+            num_attention_heads=c.n_head,
+            num_key_value_heads=c.n_kv_head,
+            max_position_embeddings=c.block_size,
+            rms_norm_eps=c.norm_eps,
+            tie_word_embeddings=c.tied,
+            rope_parameters=rope,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+    )
 
 
-LLAMA_NAMES = [("model.embed_tokens", "wte"), ("model.layers", "blocks"), ("model.norm", "norm"), ("lm_head", "head"),
-               ("self_attn", "attn"), ("_proj", ""), ("input_layernorm", "norm1"), ("post_attention_layernorm", "norm2")]
-GPT2_NAMES = [("transformer.h.", "blocks."), ("transformer.ln_f", "norm"), ("transformer.", ""), ("lm_head", "head"), ("ln_1", "norm1"),
-              ("ln_2", "norm2"), ("attn.c_proj", "attn.o"), ("mlp.c_fc", "mlp.up"), ("mlp.c_proj", "mlp.down")]
+LLAMA_NAMES = [
+    ("model.embed_tokens", "wte"),
+    ("model.layers", "blocks"),
+    ("model.norm", "norm"),
+    ("lm_head", "head"),
+    ("self_attn", "attn"),
+    ("_proj", ""),
+    ("input_layernorm", "norm1"),
+    ("post_attention_layernorm", "norm2"),
+]
+GPT2_NAMES = [
+    ("transformer.h.", "blocks."),
+    ("transformer.ln_f", "norm"),
+    ("transformer.", ""),
+    ("lm_head", "head"),
+    ("ln_1", "norm1"),
+    ("ln_2", "norm2"),
+    ("attn.c_proj", "attn.o"),
+    ("mlp.c_fc", "mlp.up"),
+    ("mlp.c_proj", "mlp.down"),
+]
 
 
 def my_names(state, family, config):

@@ -7,29 +7,75 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minseal.tasks.arc import MOST, GridTask, Pair, to_json
 from minseal.tasks.augment import (
-    GROUPS, VIEWS, draw_mapping, inverse_mapping, leave_out, permute_colours, recolour, reorder, training_tasks, transform, translate)
+    GROUPS,
+    VIEWS,
+    draw_mapping,
+    inverse_mapping,
+    leave_out,
+    permute_colours,
+    recolour,
+    reorder,
+    training_tasks,
+    transform,
+    translate,
+)
 
 NAMES = {  # as the paper's code has them
-    "basic": ["rotate 90", "rotate 270", "rotate 180", "flip 0", "flip 1", "reflect 0 reversed", "reflect 1 reversed", "reflect 0", "reflect 1",
-              "translate", "transpose"],
+    "basic": [
+        "rotate 90",
+        "rotate 270",
+        "rotate 180",
+        "flip 0",
+        "flip 1",
+        "reflect 0 reversed",
+        "reflect 1 reversed",
+        "reflect 0",
+        "reflect 1",
+        "translate",
+        "transpose",
+    ],
     "size": ["resolution 2", "height 2", "width 2"],
-    "chain": [f"{first}, then resolution 2" for first in ("rotate 90", "rotate 270", "rotate 180", "flip 0", "flip 1", "transpose")],
-    "repeat": ["repeat 0", "repeat 1", "repeat 2"]}
+    "chain": [
+        f"{first}, then resolution 2"
+        for first in ("rotate 90", "rotate 270", "rotate 180", "flip 0", "flip 1", "transpose")
+    ],
+    "repeat": ["repeat 0", "repeat 1", "repeat 2"],
+}
 NUMPY = {
-    "identity": lambda a: a, "transpose": lambda a: a.T, "flip 0": np.flipud, "flip 1": np.fliplr,
-    "rotate 90": np.rot90, "rotate 180": lambda a: np.rot90(a, 2), "rotate 270": lambda a: np.rot90(a, 3),
-    "reflect 0": lambda a: np.concatenate([a, np.flip(a, 0)], 0), "reflect 0 reversed": lambda a: np.concatenate([np.flip(a, 0), a], 0),
-    "reflect 1": lambda a: np.concatenate([a, np.flip(a, 1)], 1), "reflect 1 reversed": lambda a: np.concatenate([np.flip(a, 1), a], 1),
-    "resolution 2": lambda a: np.kron(a, np.ones((2, 2), int)), "height 2": lambda a: np.kron(a, np.ones((2, 1), int)),
+    "identity": lambda a: a,
+    "transpose": lambda a: a.T,
+    "flip 0": np.flipud,
+    "flip 1": np.fliplr,
+    "rotate 90": np.rot90,
+    "rotate 180": lambda a: np.rot90(a, 2),
+    "rotate 270": lambda a: np.rot90(a, 3),
+    "reflect 0": lambda a: np.concatenate([a, np.flip(a, 0)], 0),
+    "reflect 0 reversed": lambda a: np.concatenate([np.flip(a, 0), a], 0),
+    "reflect 1": lambda a: np.concatenate([a, np.flip(a, 1)], 1),
+    "reflect 1 reversed": lambda a: np.concatenate([np.flip(a, 1), a], 1),
+    "resolution 2": lambda a: np.kron(a, np.ones((2, 2), int)),
+    "height 2": lambda a: np.kron(a, np.ones((2, 1), int)),
     "width 2": lambda a: np.kron(a, np.ones((1, 2), int)),
-    "repeat 0": lambda a: np.tile(a, (2, 1)), "repeat 1": lambda a: np.tile(a, (1, 2)), "repeat 2": lambda a: np.tile(a, (2, 2))}
-TRANSLATIONS = [translate(*shifts) for shifts in ((0, 0), (1, 2), (3, 0), (0, 3), (31, 7), (4, 100))]
-EVERYTHING = [maker(np.random.default_rng(0)) for group in GROUPS.values() for maker in group] + TRANSLATIONS
-KEEPING = [a for a in EVERYTHING if len(a.apply(((1, 2, 3),) * 5)) * len(a.apply(((1, 2, 3),) * 5)[0]) == 15]
+    "repeat 0": lambda a: np.tile(a, (2, 1)),
+    "repeat 1": lambda a: np.tile(a, (1, 2)),
+    "repeat 2": lambda a: np.tile(a, (2, 2)),
+}
+TRANSLATIONS = [
+    translate(*shifts) for shifts in ((0, 0), (1, 2), (3, 0), (0, 3), (31, 7), (4, 100))
+]
+EVERYTHING = [
+    maker(np.random.default_rng(0)) for group in GROUPS.values() for maker in group
+] + TRANSLATIONS
+KEEPING = [
+    a
+    for a in EVERYTHING
+    if len(a.apply(((1, 2, 3),) * 5)) * len(a.apply(((1, 2, 3),) * 5)[0]) == 15
+]
 GROWING = [a for a in EVERYTHING if a not in KEEPING]
 by_name = pytest.mark.parametrize("augmentation", EVERYTHING, ids=lambda a: a.name)
 
@@ -58,8 +104,10 @@ def grids(n=30, seed=0):
 
 def random_task(rng, demonstrations=4, low=1, high=15, colours=9):
     """Demonstrations without colour 9, all their grids different, and a test that is full of it."""
+
     def grid():
         return random_grid(rng, *rng.integers(low, high + 1, size=2), colours)
+
     nines = ((9,) * int(high),) * int(high)
     pairs = tuple(Pair(grid(), grid()) for _ in range(demonstrations))
     return GridTask("t", pairs, (Pair(nines, nines), Pair(nines, None)), "a kind")
@@ -70,7 +118,12 @@ def all_pairs(task):
 
 
 def sizes(task):
-    return {(len(grid), len(grid[0])) for pair in all_pairs(task) for grid in (pair.input, pair.output) if grid is not None}
+    return {
+        (len(grid), len(grid[0]))
+        for pair in all_pairs(task)
+        for grid in (pair.input, pair.output)
+        if grid is not None
+    }
 
 
 def obeys(task, rule):
@@ -85,12 +138,22 @@ def ruled(inputs, rule):
 
 # ---- one augmentation --------------------------------------------------------------------------------------------------
 
+
 def test_groups_hold_what_the_papers_code_has():
     rng = np.random.default_rng(0)
     found = {group: [maker(rng).name for maker in makers] for group, makers in GROUPS.items()}
-    found["basic"] = ["translate" if name.startswith("translate") else name for name in found["basic"]]
+    found["basic"] = [
+        "translate" if name.startswith("translate") else name for name in found["basic"]
+    ]
     assert found == NAMES
-    assert [view.name for view in VIEWS] == ["identity", "transpose", "flip 0", "flip 1", "rotate 90", "rotate 180"]
+    assert [view.name for view in VIEWS] == [
+        "identity",
+        "transpose",
+        "flip 0",
+        "flip 1",
+        "rotate 90",
+        "rotate 180",
+    ]
 
 
 def test_directions_on_paper():
@@ -124,17 +187,28 @@ def test_one_that_keeps_the_size_is_undone_from_both_sides(augmentation):
 def test_views_show_a_grid_and_bring_it_back():
     for grid in grids():
         for view in VIEWS:
-            assert view.apply(grid) == by_numpy(view.name, grid) and view.inverse(view.apply(grid)) == grid
+            assert (
+                view.apply(grid) == by_numpy(view.name, grid)
+                and view.inverse(view.apply(grid)) == grid
+            )
 
 
-SMALL = [tuple(zip(*[iter(cells)] * width)) for height, width in product(range(1, 9), repeat=2) if height * width <= 8
-         for cells in product((0, 1), repeat=height * width)]
+SMALL = [
+    tuple(zip(*[iter(cells)] * width))
+    for height, width in product(range(1, 9), repeat=2)
+    if height * width <= 8
+    for cells in product((0, 1), repeat=height * width)
+]
 
 
 @by_name
 def test_the_inverse_refuses_what_is_no_image(augmentation):
     """Every grid of at most 8 cells in two colours: it goes back just where a search over all such grids finds one that it comes from."""
-    origin = {by_numpy(augmentation.name, grid): grid for grid in SMALL if len(grid) * len(grid[0]) <= (8 if augmentation in KEEPING else 4)}
+    origin = {
+        by_numpy(augmentation.name, grid): grid
+        for grid in SMALL
+        if len(grid) * len(grid[0]) <= (8 if augmentation in KEEPING else 4)
+    }
     for grid in SMALL:
         assert augmentation.inverse(grid) == origin.get(grid)
 
@@ -149,7 +223,9 @@ def test_the_inverse_refuses_an_image_with_one_wrong_cell(augmentation):
 
 
 def test_translations_are_drawn_as_small_shifts_of_both_axes():
-    (maker,) = [m for m in GROUPS["basic"] if m(np.random.default_rng(0)).name.startswith("translate")]
+    (maker,) = [
+        m for m in GROUPS["basic"] if m(np.random.default_rng(0)).name.startswith("translate")
+    ]
     rng = np.random.default_rng(0)
     names = {maker(rng).name for _ in range(300)}  # one missing: 16 * (15/16)**300 < 1e-7
     assert names == {f"translate {i} {j}" for i in range(4) for j in range(4)}
@@ -157,13 +233,16 @@ def test_translations_are_drawn_as_small_shifts_of_both_axes():
 
 # ---- tasks ---------------------------------------------------------------------------------------------------------------
 
+
 @by_name
 def test_transform_changes_every_grid_alike(augmentation):
     task = random_task(np.random.default_rng(2))
     new = transform(task, augmentation)
     for part in ("demonstrations", "tests"):
         assert [(p.input, p.output) for p in getattr(new, part)] == [
-            tuple(g if g is None else by_numpy(augmentation.name, g) for g in (p.input, p.output)) for p in getattr(task, part)]
+            tuple(g if g is None else by_numpy(augmentation.name, g) for g in (p.input, p.output))
+            for p in getattr(task, part)
+        ]
     assert (new.id, new.kind, new.tests[1].output) == ("t", "a kind", None)
 
 
@@ -174,7 +253,10 @@ def test_transform_refuses_what_outgrows_the_most(augmentation):
         grid = random_grid(rng, height, width)
         fits = max(np.array(by_numpy(augmentation.name, grid)).shape) <= MOST
         for place in (Pair(grid, ((1,),)), Pair(((1,),), grid)):
-            for task in (GridTask("t", (small, place), (small,)), GridTask("t", (small,), (small, place))):
+            for task in (
+                GridTask("t", (small, place), (small,)),
+                GridTask("t", (small,), (small, place)),
+            ):
                 assert (transform(task, augmentation) is not None) == fits
 
 
@@ -185,12 +267,19 @@ MAPPINGS = st.permutations(range(10)).map(tuple)
 @settings(max_examples=50)
 def test_a_recolouring_rule_is_kept_by_all_that_moves_cells(mapping, seed):
     rng = np.random.default_rng(seed)
-    task = ruled([random_grid(rng, *rng.integers(1, 6, size=2)) for _ in range(3)], lambda a: np.array(mapping)[a])
+    task = ruled(
+        [random_grid(rng, *rng.integers(1, 6, size=2)) for _ in range(3)],
+        lambda a: np.array(mapping)[a],
+    )
     for augmentation in EVERYTHING:
         assert obeys(transform(task, augmentation), lambda a: np.array(mapping)[a])
 
 
-@given(st.sampled_from([np.rot90, np.flipud, np.transpose, lambda a: np.roll(a, 1, 0)]), st.sets(st.integers(0, 9), min_size=1), st.integers(0, 99))
+@given(
+    st.sampled_from([np.rot90, np.flipud, np.transpose, lambda a: np.roll(a, 1, 0)]),
+    st.sets(st.integers(0, 9), min_size=1),
+    st.integers(0, 99),
+)
 @settings(max_examples=50)
 def test_a_rule_that_moves_cells_is_kept_by_permuted_colours(rule, palette, seed):
     rng = np.random.default_rng(seed)
@@ -198,13 +287,27 @@ def test_a_rule_that_moves_cells_is_kept_by_permuted_colours(rule, palette, seed
     assert obeys(permute_colours(task, rng, palette), rule)
 
 
-@pytest.mark.parametrize("name, before, after", [
-    ("flip 0", "rotate 180", "rotate 180"), ("flip 1", "rotate 180", "rotate 180"), ("transpose", "rotate 180", "rotate 180"),
-    ("rotate 90", "rotate 180", "rotate 180"), ("rotate 270", "rotate 90", "rotate 90"), ("flip 0", "flip 1", "flip 1"),
-    ("flip 0", "rotate 90", "rotate 270"), ("rotate 90", "flip 0", "flip 1"), ("transpose", "flip 1", "flip 0"),  # the rule turns into another
-    ("transpose", "rotate 90", "rotate 270"), ("resolution 2", "rotate 90", "rotate 90"), ("repeat 2", "transpose", "transpose"),
-    ("reflect 0", "flip 1", "flip 1")])
-def test_a_rule_that_moves_cells_is_kept_where_it_commutes_and_contradicted_where_not(name, before, after):
+@pytest.mark.parametrize(
+    "name, before, after",
+    [
+        ("flip 0", "rotate 180", "rotate 180"),
+        ("flip 1", "rotate 180", "rotate 180"),
+        ("transpose", "rotate 180", "rotate 180"),
+        ("rotate 90", "rotate 180", "rotate 180"),
+        ("rotate 270", "rotate 90", "rotate 90"),
+        ("flip 0", "flip 1", "flip 1"),
+        ("flip 0", "rotate 90", "rotate 270"),
+        ("rotate 90", "flip 0", "flip 1"),
+        ("transpose", "flip 1", "flip 0"),  # the rule turns into another
+        ("transpose", "rotate 90", "rotate 270"),
+        ("resolution 2", "rotate 90", "rotate 90"),
+        ("repeat 2", "transpose", "transpose"),
+        ("reflect 0", "flip 1", "flip 1"),
+    ],
+)
+def test_a_rule_that_moves_cells_is_kept_where_it_commutes_and_contradicted_where_not(
+    name, before, after
+):
     (augmentation,) = [a for a in EVERYTHING if a.name == name]
     rng = np.random.default_rng(4)
     new = transform(ruled([random_grid(rng, 5, 4) for _ in range(3)], NUMPY[before]), augmentation)
@@ -214,12 +317,19 @@ def test_a_rule_that_moves_cells_is_kept_where_it_commutes_and_contradicted_wher
 
 def test_a_recolouring_rule_is_contradicted_by_permuted_colours():
     rng = np.random.default_rng(5)
+
     def swap(a):
         return np.array([0, 2, 1, 3, 4, 5, 6, 7, 8, 9])[a]
-    task = ruled([random_grid(rng, 8, 8) for _ in range(3)], swap)  # 192 cells: every colour is there
+
+    task = ruled(
+        [random_grid(rng, 8, 8) for _ in range(3)], swap
+    )  # 192 cells: every colour is there
     kept = [obeys(permute_colours(task, np.random.default_rng(seed)), swap) for seed in range(100)]
     assert sum(kept) < 20  # by chance the two swapped colours stay the swapped ones once in 45
-    assert all(obeys(permute_colours(task, np.random.default_rng(seed), range(3, 10)), swap) for seed in range(20))
+    assert all(
+        obeys(permute_colours(task, np.random.default_rng(seed), range(3, 10)), swap)
+        for seed in range(20)
+    )
 
 
 @given(MAPPINGS, st.integers(0, 99))
@@ -227,7 +337,11 @@ def test_a_recolouring_rule_is_contradicted_by_permuted_colours():
 def test_recolouring_goes_back(mapping, seed):
     grid = random_grid(np.random.default_rng(seed), 7, 9)
     assert recolour(grid, mapping) == tuple(map(tuple, np.array(mapping)[np.array(grid)].tolist()))
-    assert recolour(recolour(grid, mapping), inverse_mapping(mapping)) == recolour(recolour(grid, inverse_mapping(mapping)), mapping) == grid
+    assert (
+        recolour(recolour(grid, mapping), inverse_mapping(mapping))
+        == recolour(recolour(grid, inverse_mapping(mapping)), mapping)
+        == grid
+    )
 
 
 @pytest.mark.parametrize("palette", [range(10), range(1, 10), (2, 3, 5, 7), (4,), ()])
@@ -242,7 +356,9 @@ def test_mappings_permute_the_palette_and_nothing_else(palette):
 def test_all_permutations_of_a_palette_are_equally_likely():
     rng = np.random.default_rng(7)
     counts = Counter(draw_mapping(rng, (0, 4, 9)) for _ in range(6000))
-    assert len(counts) == 6 and all(abs(c - 1000) < 150 for c in counts.values())  # 5 standard deviations of 29
+    assert len(counts) == 6 and all(
+        abs(c - 1000) < 150 for c in counts.values()
+    )  # 5 standard deviations of 29
 
 
 def test_colours_are_permuted_alike_in_every_grid():
@@ -254,31 +370,41 @@ def test_colours_are_permuted_alike_in_every_grid():
             assert (a is None) == (b is None)
             for x, y in zip(() if a is None else np.ravel(a), np.ravel(b)):
                 assert mapping.setdefault(x, y) == y
-    assert len(set(mapping.values())) == len(mapping) == 10 and any(x != y for x, y in mapping.items())
+    assert len(set(mapping.values())) == len(mapping) == 10 and any(
+        x != y for x, y in mapping.items()
+    )
 
 
 def test_reorder_reaches_every_order_and_changes_nothing_else():
     task, rng = random_task(np.random.default_rng(10), 3), np.random.default_rng(11)
     new = [reorder(task, rng) for _ in range(600)]
     counts = Counter(n.demonstrations for n in new)
-    assert set(counts) == set(permutations(task.demonstrations)) and min(counts.values()) > 50  # of 100 each, standard deviation 9
+    assert (
+        set(counts) == set(permutations(task.demonstrations)) and min(counts.values()) > 50
+    )  # of 100 each, standard deviation 9
     assert all(replace(n, demonstrations=task.demonstrations) == task for n in new)
 
 
 @pytest.mark.parametrize("demonstrations", range(7))
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_leave_out_makes_every_choice_once(demonstrations, n):
-    task = replace(random_task(np.random.default_rng(12), demonstrations, high=5), tests=None)  # a look at a test would raise
+    task = replace(
+        random_task(np.random.default_rng(12), demonstrations, high=5), tests=None
+    )  # a look at a test would raise
     made, pairs = leave_out(task, n), task.demonstrations
     expected = []
     for kept in product((True, False), repeat=demonstrations):
         shown = tuple(pair for pair, keep in zip(pairs, kept) if keep)
         if shown and len(pairs) - len(shown) == n:
             expected += [(shown, (test,)) for test in pairs if test not in shown]
-    assert len(made) == len(expected) and {(t.demonstrations, t.tests) for t in made} == set(expected)
+    assert len(made) == len(expected) and {(t.demonstrations, t.tests) for t in made} == set(
+        expected
+    )
     assert {(t.id, t.kind) for t in made} <= {("t", "a kind")}
     if demonstrations > n:
-        assert len(made) == {1: demonstrations, 2: demonstrations * (demonstrations - 1)}.get(n, len(made))
+        assert len(made) == {1: demonstrations, 2: demonstrations * (demonstrations - 1)}.get(
+            n, len(made)
+        )
 
 
 # ---- tasks to train on ---------------------------------------------------------------------------------------------------
@@ -290,13 +416,18 @@ def origin(made, task):
     """How one could have got this training task -> all (number of demonstrations away, augmentation), by search."""
     out = []
     for augmentation in CANDIDATES:
-        pairs = [Pair(augmentation.inverse(p.input), augmentation.inverse(p.output)) for p in all_pairs(made)]
+        pairs = [
+            Pair(augmentation.inverse(p.input), augmentation.inverse(p.output))
+            for p in all_pairs(made)
+        ]
         if set(pairs) <= set(task.demonstrations) and len(set(pairs)) == len(pairs):
             out.append((len(task.demonstrations) - len(made.demonstrations), augmentation.name))
     return out
 
 
-@pytest.mark.parametrize("groups", [(), ("basic",), {"size", "chain"}, ("repeat", "size"), tuple(GROUPS)], ids=str)
+@pytest.mark.parametrize(
+    "groups", [(), ("basic",), {"size", "chain"}, ("repeat", "size"), tuple(GROUPS)], ids=str
+)
 def test_training_tasks_are_augmented_demonstrations_and_never_the_test(groups):
     task = random_task(np.random.default_rng(13))
     made = training_tasks(task, groups, False, 60, np.random.default_rng(14))
@@ -304,37 +435,75 @@ def test_training_tasks_are_augmented_demonstrations_and_never_the_test(groups):
     assert len(made) == 60
     for new in made:
         ways = origin(new, task)
-        assert any(away in (1, 2) and ("translate" if name.startswith("translate") else name) in names for away, name in ways)
-        assert len(new.tests) == 1 and 9 not in {cell for p in all_pairs(new) for g in (p.input, p.output) for row in g for cell in row}
+        assert any(
+            away in (1, 2) and ("translate" if name.startswith("translate") else name) in names
+            for away, name in ways
+        )
+        assert len(new.tests) == 1 and 9 not in {
+            cell for p in all_pairs(new) for g in (p.input, p.output) for row in g for cell in row
+        }
     blind = training_tasks(replace(task, tests=None), groups, False, 60, np.random.default_rng(14))
     assert blind == made  # tests of None cannot have been looked at
 
 
 def test_permuted_colours_are_a_renaming_of_what_is_made_without():
     """Grids with their colours named in the order they come in: a permutation of colours leaves that alone."""
+
     def named(new):
         names = {}
-        return [[[names.setdefault(cell, len(names)) for cell in np.ravel(g)] for g in (p.input, p.output)] for p in all_pairs(new)]
+        return [
+            [
+                [names.setdefault(cell, len(names)) for cell in np.ravel(g)]
+                for g in (p.input, p.output)
+            ]
+            for p in all_pairs(new)
+        ]
+
     task = random_task(np.random.default_rng(15))
-    plain = {str(named(reordered)) for new in leave_out(task, 1) + leave_out(task, 2)
-             for order in permutations(new.demonstrations) for reordered in [replace(new, demonstrations=order)]}
+    plain = {
+        str(named(reordered))
+        for new in leave_out(task, 1) + leave_out(task, 2)
+        for order in permutations(new.demonstrations)
+        for reordered in [replace(new, demonstrations=order)]
+    }
     made = training_tasks(task, (), True, 100, np.random.default_rng(16))
     assert all(str(named(new)) in plain for new in made)
-    assert sum(bool(origin(new, task)) for new in made) == 0  # none kept all 9 of its colours by chance
+    assert (
+        sum(bool(origin(new, task)) for new in made) == 0
+    )  # none kept all 9 of its colours by chance
     untouched = training_tasks(task, (), True, 100, np.random.default_rng(16), palette=(9,))
     assert all(origin(new, task) for new in untouched)
+
     def blank(new):  # colours 0-2 cannot be told apart
-        return replace(new, **{part: tuple(Pair(recolour(p.input, few), recolour(p.output, few)) for p in getattr(new, part))
-                               for part in ("demonstrations", "tests")})
+        return replace(
+            new,
+            **{
+                part: tuple(
+                    Pair(recolour(p.input, few), recolour(p.output, few))
+                    for p in getattr(new, part)
+                )
+                for part in ("demonstrations", "tests")
+            },
+        )
+
     few, unseen = (0, 0, 0, *range(3, 10)), replace(task, tests=())
     made = training_tasks(unseen, (), True, 100, np.random.default_rng(16), palette=(0, 1, 2))
     assert all(origin(blank(new), blank(unseen)) for new in made)
-    assert 0 < sum(bool(origin(new, task)) for new in made) < 50  # one in 6 permutations of three is none
+    assert (
+        0 < sum(bool(origin(new, task)) for new in made) < 50
+    )  # one in 6 permutations of three is none
 
 
 def test_the_draws_are_even():
     """24 choices (identity and 23) by the size they make of 5 x 4, 9 leave-n-outs of 3 demonstrations, and both orders of two."""
-    task = GridTask("t", tuple(Pair(random_grid(rng, 5, 4), random_grid(rng, 5, 4)) for rng in map(np.random.default_rng, range(3))), ())
+    task = GridTask(
+        "t",
+        tuple(
+            Pair(random_grid(rng, 5, 4), random_grid(rng, 5, 4))
+            for rng in map(np.random.default_rng, range(3))
+        ),
+        (),
+    )
     n = 2400
     made = training_tasks(task, GROUPS, False, n, np.random.default_rng(17))
     shapes = Counter(sizes(new).pop() for new in made)
@@ -360,40 +529,73 @@ def test_training_tasks_stay_within_the_most(low, high):
 
 def test_one_axis_may_still_grow_where_the_other_may_not():
     rng = np.random.default_rng(21)
-    task = GridTask("t", tuple(Pair(random_grid(rng, 15, 16), random_grid(rng, 15, 30)) for _ in range(3)), ())
+    task = GridTask(
+        "t", tuple(Pair(random_grid(rng, 15, 16), random_grid(rng, 15, 30)) for _ in range(3)), ()
+    )
     made = training_tasks(task, tuple(GROUPS), False, 100, rng)
-    assert {frozenset(sizes(new)) for new in made} == {frozenset(s) for s in ({(15, 16), (15, 30)}, {(16, 15), (30, 15)}, {(30, 16), (30, 30)})}
+    assert {frozenset(sizes(new)) for new in made} == {
+        frozenset(s) for s in ({(15, 16), (15, 30)}, {(16, 15), (30, 15)}, {(30, 16), (30, 30)})
+    }
 
 
 def test_same_seed_same_tasks_and_no_global_state():
     task = random_task(np.random.default_rng(22))
     before = str(np.random.get_state())
     first = training_tasks(task, ["basic", "repeat"], True, 30, np.random.default_rng(23))
-    for groups in (["repeat", "basic"], {"repeat", "basic"}):  # a set's order changes from run to run
+    for groups in (
+        ["repeat", "basic"],
+        {"repeat", "basic"},
+    ):  # a set's order changes from run to run
         assert training_tasks(task, groups, True, 30, np.random.default_rng(23)) == first
     assert training_tasks(task, ["basic", "repeat"], True, 30, np.random.default_rng(24)) != first
     assert str(np.random.get_state()) == before
     rng = np.random.default_rng(23)
-    assert training_tasks(task, ["basic", "repeat"], True, 30, rng) == first != training_tasks(task, ["basic", "repeat"], True, 30, rng)
+    assert (
+        training_tasks(task, ["basic", "repeat"], True, 30, rng)
+        == first
+        != training_tasks(task, ["basic", "repeat"], True, 30, rng)
+    )
     assert training_tasks(task, ["basic"], True, 0, rng) == []
 
 
 def test_training_tasks_are_plain_tasks():
-    for new in training_tasks(random_task(np.random.default_rng(25)), tuple(GROUPS), True, 30, np.random.default_rng(26)):
+    for new in training_tasks(
+        random_task(np.random.default_rng(25)), tuple(GROUPS), True, 30, np.random.default_rng(26)
+    ):
         assert (new.id, new.kind) == ("t", "a kind") and len({new, new}) == 1
         json.dumps(to_json(new))  # numpy's numbers would raise
-        assert {type(cell) for p in all_pairs(new) for g in (p.input, p.output) for row in g for cell in row} == {int}
+        assert {
+            type(cell)
+            for p in all_pairs(new)
+            for g in (p.input, p.output)
+            for row in g
+            for cell in row
+        } == {int}
 
 
 def test_two_demonstrations_are_enough():
     task = random_task(np.random.default_rng(27), 2)
-    assert all(len(new.demonstrations) == len(new.tests) == 1 for new in training_tasks(task, ("basic",), False, 20, np.random.default_rng(28)))
+    assert all(
+        len(new.demonstrations) == len(new.tests) == 1
+        for new in training_tasks(task, ("basic",), False, 20, np.random.default_rng(28))
+    )
 
 
-@pytest.mark.parametrize("demonstrations, size, groups, told", [
-    (0, 3, (), "task t has 0 demonstrations; expected at least 2"), (1, 3, ("basic",), "task t has 1 demonstrations; expected at least 2"),
-    (3, 3, ("basic", "colour"), "'colour' is no group of augmentations; expected some of basic, size, chain, repeat"),
-    (3, 3, "basic", "'a' is no group of augmentations"), (3, 31, (), "task t has a demonstration with a grid larger than 30 x 30")])
+@pytest.mark.parametrize(
+    "demonstrations, size, groups, told",
+    [
+        (0, 3, (), "task t has 0 demonstrations; expected at least 2"),
+        (1, 3, ("basic",), "task t has 1 demonstrations; expected at least 2"),
+        (
+            3,
+            3,
+            ("basic", "colour"),
+            "'colour' is no group of augmentations; expected some of basic, size, chain, repeat",
+        ),
+        (3, 3, "basic", "'a' is no group of augmentations"),
+        (3, 31, (), "task t has a demonstration with a grid larger than 30 x 30"),
+    ],
+)
 def test_what_cannot_be_drawn_is_refused(demonstrations, size, groups, told):
     task = random_task(np.random.default_rng(29), demonstrations, low=size, high=size)
     with pytest.raises(ValueError, match=told):

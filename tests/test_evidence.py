@@ -12,11 +12,16 @@ from minseal.evidence import best_of_k, interval, paired, reliability
 
 def simulated(true, noise, shape=(1500, 5, 3), seed=0):
     """Scores of self-edits whose worth has standard deviation `true`, seen with `noise`; contexts differ by far more."""
-    rng, (C, E, runs) = np.random.default_rng(seed), shape
-    return 10 * rng.normal(size=(C, 1, 1)) + true * rng.normal(size=(C, E, 1)) + noise * rng.normal(size=shape)
+    rng, (C, E, _) = np.random.default_rng(seed), shape
+    return (
+        10 * rng.normal(size=(C, 1, 1))
+        + true * rng.normal(size=(C, E, 1))
+        + noise * rng.normal(size=shape)
+    )
 
 
 # ---- intervals ----------------------------------------------------------------------------------------------------------
+
 
 def test_interval_equals_a_slow_bootstrap():
     """Skewed values. The ends of two bootstraps of 4000 and 10000 resamples differ by a few hundredths of the width."""
@@ -39,7 +44,9 @@ def test_interval_of_many_values_is_the_normal_one():
     values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
     mean, (low, high) = interval(values)
     half = 1.96 * values.std() / math.sqrt(400)
-    assert high - mean == pytest.approx(half, rel=0.05) and mean - low == pytest.approx(half, rel=0.05)
+    assert high - mean == pytest.approx(half, rel=0.05) and mean - low == pytest.approx(
+        half, rel=0.05
+    )
 
 
 def test_the_interval_holds_the_truth_95_times_in_100():
@@ -47,7 +54,9 @@ def test_the_interval_holds_the_truth_95_times_in_100():
     rng, odds = np.random.default_rng(0), [0.3, 0.2, 0.2, 0.2, 0.1]
     truth, held = np.dot(odds, [0, 0.25, 0.5, 0.75, 1]), 0
     for i in range(400):
-        _, (low, high) = interval(rng.choice([0, 0.25, 0.5, 0.75, 1], p=odds, size=40), seed=i, resamples=1000)
+        _, (low, high) = interval(
+            rng.choice([0, 0.25, 0.5, 0.75, 1], p=odds, size=40), seed=i, resamples=1000
+        )
         held += low <= truth <= high
     assert 0.90 <= held / 400 <= 0.98
 
@@ -68,28 +77,37 @@ def test_pairs_are_kept():
     a, b = contexts + 1 + 0.2 * rng.normal(size=200), contexts
     mean, (low, high) = paired(a, b)
     assert mean == pytest.approx(np.mean(a - b), rel=1e-9)
-    half = 1.96 * np.std(a - b) / math.sqrt(200)  # within 10 %, see the normal one above (half as many values)
-    assert high - mean == pytest.approx(half, rel=0.1) and mean - low == pytest.approx(half, rel=0.1)
+    half = (
+        1.96 * np.std(a - b) / math.sqrt(200)
+    )  # within 10 %, see the normal one above (half as many values)
+    assert high - mean == pytest.approx(half, rel=0.1) and mean - low == pytest.approx(
+        half, rel=0.1
+    )
     back, (back_low, back_high) = paired(b, a)
     assert (back, back_low, back_high) == pytest.approx((-mean, -high, -low), rel=1e-9)
 
 
 # ---- reliability --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("true, noise, runs", [(1, 1, 3), (1, 2, 3), (2, 1, 2), (0.4, 1, 5)])
 def test_reliability_of_known_variances(true, noise, runs):
     """Over 1500 contexts of 5 self-edits a variance component is off by some 2 %, so 0.05 is ample."""
     one, mean = reliability(simulated(true, noise, (1500, 5, runs)))
-    assert one == pytest.approx(true ** 2 / (true ** 2 + noise ** 2), abs=0.05)
-    assert mean == pytest.approx(true ** 2 / (true ** 2 + noise ** 2 / runs), abs=0.05)
+    assert one == pytest.approx(true**2 / (true**2 + noise**2), abs=0.05)
+    assert mean == pytest.approx(true**2 / (true**2 + noise**2 / runs), abs=0.05)
 
 
 def test_the_reliability_of_a_mean_is_its_correlation_with_a_second_mean():
     """What the number is for, without any formula of variances: two halves of the runs, ranked within contexts."""
     scores = simulated(1, 2, (3000, 5, 6))
-    halves = [half.mean(2) - half.mean((1, 2))[:, None] for half in (scores[:, :, :3], scores[:, :, 3:])]
+    halves = [
+        half.mean(2) - half.mean((1, 2))[:, None] for half in (scores[:, :, :3], scores[:, :, 3:])
+    ]
     correlation = np.corrcoef(halves[0].ravel(), halves[1].ravel())[0, 1]
-    assert reliability(scores[:, :, :3])[1] == pytest.approx(correlation, abs=0.05)  # either is off by 0.02
+    assert reliability(scores[:, :, :3])[1] == pytest.approx(
+        correlation, abs=0.05
+    )  # either is off by 0.02
 
 
 def test_pure_noise_has_reliability_zero():
@@ -127,6 +145,7 @@ def test_reliability_without_anything_to_compare_is_no_number(shape):
 
 # ---- best of k ----------------------------------------------------------------------------------------------------------
 
+
 def slow_best_of_k(scores):
     """Scores as nested lists: choose by one run, look at the others; ties count with the mean of the tied."""
     everything, seen, unseen = [], [], []
@@ -137,9 +156,14 @@ def slow_best_of_k(scores):
             top = max(edit[run] for edit in context)
             tied = [edit for edit in context if edit[run] == top]
             seen.append(top)
-            others = [sum(x for i, x in enumerate(edit) if i != run) / (len(edit) - 1) for edit in tied]
+            others = [
+                sum(x for i, x in enumerate(edit) if i != run) / (len(edit) - 1) for edit in tied
+            ]
             unseen.append(sum(others) / len(others))
-    return {name: sum(xs) / len(xs) for name, xs in (("mean", everything), ("in sample", seen), ("held out", unseen))}
+    return {
+        name: sum(xs) / len(xs)
+        for name, xs in (("mean", everything), ("in sample", seen), ("held out", unseen))
+    }
 
 
 @given(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(2, 4)), st.integers(0, 1000))

@@ -9,26 +9,53 @@ from itertools import groupby, permutations
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from minseal import InvalidSelfEdit, Tokenizer, UserError
 from minseal.selfedit import LIMITS, Document
 from minseal.tasks import grids
 from minseal.tasks.arc import GridTask, Pair, read_tasks
-from minseal.tasks.fewshot import MOST_LETTERS, STRATEGIES, SWITCHES, Directives, FewShot, read_directives
+from minseal.tasks.fewshot import (
+    MOST_LETTERS,
+    STRATEGIES,
+    SWITCHES,
+    Directives,
+    FewShot,
+    read_directives,
+)
 from minseal.tokenizer import END, train_ranks
 
 SAMPLE = grids.sample_text(np.random.default_rng(0))
 RANKS = train_ranks(SAMPLE, 511, grids.PATTERN)
 TINY = Tokenizer(RANKS, grids.PATTERN)
-BOS = Tokenizer(RANKS, grids.PATTERN, {END: len(RANKS), "<s>": len(RANKS) + 1, "<t>": len(RANKS) + 2}, bos=(len(RANKS) + 1, len(RANKS) + 2))
-MERGING = Tokenizer(train_ranks(SAMPLE, 400))  # tokens of several digits, and of several line breaks
+BOS = Tokenizer(
+    RANKS,
+    grids.PATTERN,
+    {END: len(RANKS), "<s>": len(RANKS) + 1, "<t>": len(RANKS) + 2},
+    bos=(len(RANKS) + 1, len(RANKS) + 2),
+)
+MERGING = Tokenizer(
+    train_ranks(SAMPLE, 400)
+)  # tokens of several digits, and of several line breaks
 N = len(MERGING.ranks)
-CHAT = Tokenizer(MERGING.ranks, specials={END: N, "<|im_start|>": N + 1, "<|im_end|>": N + 2}, eot=N + 2, chat="chatml")
-every_tokenizer = pytest.mark.parametrize("tokenizer", [TINY, BOS, MERGING, CHAT], ids=["tiny", "bos", "merging", "chat"])
+CHAT = Tokenizer(
+    MERGING.ranks,
+    specials={END: N, "<|im_start|>": N + 1, "<|im_end|>": N + 2},
+    eot=N + 2,
+    chat="chatml",
+)
+every_tokenizer = pytest.mark.parametrize(
+    "tokenizer", [TINY, BOS, MERGING, CHAT], ids=["tiny", "bos", "merging", "chat"]
+)
 
-DIRECTIVES = st.builds(Directives, st.frozensets(st.sampled_from(list(SWITCHES))), st.sampled_from(["all", "outputs"]),
-                       st.floats(*LIMITS["lr"]), st.integers(*LIMITS["epochs"]))
+DIRECTIVES = st.builds(
+    Directives,
+    st.frozensets(st.sampled_from(list(SWITCHES))),
+    st.sampled_from(["all", "outputs"]),
+    st.floats(*LIMITS["lr"]),
+    st.integers(*LIMITS["epochs"]),
+)
 PLAIN = Directives(frozenset(), "all", 1e-3, 2)
 KEYS = ["basic", "size", "chain", "repeat", "color"]  # the paper's four, and ours
 
@@ -49,14 +76,21 @@ def seen(symmetry, grid):
     return as_grid(symmetry(np.array(grid)))
 
 
-SYMMETRIES = [lambda a, k=k, turned=turned: np.rot90(a.T if turned else a, k) for turned in (False, True) for k in range(4)]
+SYMMETRIES = [
+    lambda a, k=k, turned=turned: np.rot90(a.T if turned else a, k)
+    for turned in (False, True)
+    for k in range(4)
+]
 
 
 def random_task(seed=0, id="a task", demonstrations=4, tests=2):
     """Each grid another one, each input of a size of its own."""
     rng = np.random.default_rng(seed)
     shapes = [(2, 3), (2, 4), (3, 3), (2, 5), (3, 4), (2, 7), (3, 5)]
-    pairs = [Pair(random_grid(rng, shapes[i]), random_grid(rng, shapes[-i])) for i in range(demonstrations + tests)]
+    pairs = [
+        Pair(random_grid(rng, shapes[i]), random_grid(rng, shapes[-i]))
+        for i in range(demonstrations + tests)
+    ]
     return GridTask(id, tuple(pairs[:demonstrations]), tuple(pairs[demonstrations:]), "some kind")
 
 
@@ -85,7 +119,11 @@ def read_grid(text):
 def carried(tokenizer, document):
     """What carries loss, as a list of unbroken texts."""
     assert len(document.ids) == len(document.loss)
-    return [tokenizer.decode([id for id, _ in run]) for carries, run in groupby(zip(document.ids, document.loss), lambda x: x[1]) if carries]
+    return [
+        tokenizer.decode([id for id, _ in run])
+        for carries, run in groupby(zip(document.ids, document.loss), lambda x: x[1])
+        if carries
+    ]
 
 
 def pairs_of(tokenizer, document):
@@ -96,6 +134,7 @@ def pairs_of(tokenizer, document):
 
 # ---- self-edits that can be read -------------------------------------------------------------------------------------
 
+
 @given(DIRECTIVES)
 def test_what_is_written_is_read_back(directives):
     assert read_directives(directives.to_json()) == directives
@@ -104,22 +143,47 @@ def test_what_is_written_is_read_back(directives):
 def test_written_is_the_papers_object():
     directives = Directives(frozenset({"basic", "color"}), "outputs", 1e-4, 2)
     assert json.loads(directives.to_json()) == {
-        "data_generation": {"use_basic_augmentations": True, "use_size_augmentations": False, "use_chain_augmentations": False,
-                            "use_repeat_augmentations": False, "use_color_augmentations": True},
-        "training": {"strategy": "train_using_output_tokens", "learning_rate": 1e-4, "num_train_epochs": 2}}
+        "data_generation": {
+            "use_basic_augmentations": True,
+            "use_size_augmentations": False,
+            "use_chain_augmentations": False,
+            "use_repeat_augmentations": False,
+            "use_color_augmentations": True,
+        },
+        "training": {
+            "strategy": "train_using_output_tokens",
+            "learning_rate": 1e-4,
+            "num_train_epochs": 2,
+        },
+    }
 
 
 @given(DIRECTIVES, st.randoms(use_true_random=False), st.sampled_from([None, 0, 2, "\t"]))
 def test_order_of_keys_and_white_space_do_not_matter(directives, random, indent):
     def shuffled(data):
-        return {key: shuffled(data[key]) for key in random.sample(list(data), len(data))} if isinstance(data, dict) else data
-    assert read_directives(f"\n {json.dumps(shuffled(json.loads(directives.to_json())), indent=indent)}\r\n\t") == directives
+        return (
+            {key: shuffled(data[key]) for key in random.sample(list(data), len(data))}
+            if isinstance(data, dict)
+            else data
+        )
+
+    assert (
+        read_directives(
+            f"\n {json.dumps(shuffled(json.loads(directives.to_json())), indent=indent)}\r\n\t"
+        )
+        == directives
+    )
 
 
 def test_limits_are_taken_and_a_whole_number_as_rate_becomes_a_float(monkeypatch):
     for lr in LIMITS["lr"]:
         for epochs in LIMITS["epochs"]:
-            assert read_directives(changed("training", learning_rate=lr, num_train_epochs=epochs)).epochs == epochs
+            assert (
+                read_directives(
+                    changed("training", learning_rate=lr, num_train_epochs=epochs)
+                ).epochs
+                == epochs
+            )
     monkeypatch.setitem(LIMITS, "lr", (0.5, 2))
     lr = read_directives(changed("training", learning_rate=1)).lr
     assert lr == 1 and type(lr) is float
@@ -128,10 +192,13 @@ def test_limits_are_taken_and_a_whole_number_as_rate_becomes_a_float(monkeypatch
 def test_a_long_text_is_read_up_to_the_limit():
     text = PLAIN.to_json()
     assert read_directives(text.ljust(MOST_LETTERS)) == PLAIN
-    refused(text.ljust(MOST_LETTERS + 1), f"{MOST_LETTERS + 1} letters; expected at most {MOST_LETTERS}")
+    refused(
+        text.ljust(MOST_LETTERS + 1), f"{MOST_LETTERS + 1} letters; expected at most {MOST_LETTERS}"
+    )
 
 
 # ---- and those that cannot -------------------------------------------------------------------------------------------
+
 
 def changed(where, lacking=None, **changes):
     """A valid object with one part changed, as text."""
@@ -146,16 +213,34 @@ def changed(where, lacking=None, **changes):
 def refused(text, reason):
     with pytest.raises(InvalidSelfEdit, match=re.escape(reason)) as e:
         read_directives(text)
-    assert len(str(e.value)) < 150 and str(e.value).isprintable()  # the log keeps it for every such self-edit
+    assert (
+        len(str(e.value)) < 150 and str(e.value).isprintable()
+    )  # the log keeps it for every such self-edit
 
 
 RATE, EPOCHS = "expected a number from 1e-06 to 0.1", "expected a whole number from 1 to 50"
 STRATEGY = "expected train_using_all_tokens or train_using_output_tokens"
 
 
-@pytest.mark.parametrize("lr, told", [
-    (1e9, "1000000000.0"), (0, "0"), (0.0, "0.0"), (-0.001, "-0.001"), (1, "1"), (-1, "-1"), (9.9e-7, "9.9e-07"), (0.1000001, "0.1000001"), ("0.001", '"0.001"'),
-    (True, "true"), (None, "null"), ([0.001], "[0.001]"), ({}, "{}"), (10**400, "1000")])
+@pytest.mark.parametrize(
+    "lr, told",
+    [
+        (1e9, "1000000000.0"),
+        (0, "0"),
+        (0.0, "0.0"),
+        (-0.001, "-0.001"),
+        (1, "1"),
+        (-1, "-1"),
+        (9.9e-7, "9.9e-07"),
+        (0.1000001, "0.1000001"),
+        ("0.001", '"0.001"'),
+        (True, "true"),
+        (None, "null"),
+        ([0.001], "[0.001]"),
+        ({}, "{}"),
+        (10**400, "1000"),
+    ],
+)
 def test_rates_that_are_refused(lr, told):
     refused(changed("training", learning_rate=lr), f"learning_rate is {told}")
     refused(changed("training", learning_rate=lr), RATE)
@@ -172,36 +257,71 @@ def test_names_of_numbers_are_refused(key, name):
     refused(changed("training", **{key: 12345}).replace("12345", name), f"{name} is no number")
 
 
-@pytest.mark.parametrize("epochs, told", [
-    (-1, "-1"), (0, "0"), (51, "51"), (10000, "10000"), (2.5, "2.5"), (2.0, "2.0"), (True, "true"), ("3", '"3"'), (None, "null"), ([3], "[3]"), (10**400, "1000")])
+@pytest.mark.parametrize(
+    "epochs, told",
+    [
+        (-1, "-1"),
+        (0, "0"),
+        (51, "51"),
+        (10000, "10000"),
+        (2.5, "2.5"),
+        (2.0, "2.0"),
+        (True, "true"),
+        ("3", '"3"'),
+        (None, "null"),
+        ([3], "[3]"),
+        (10**400, "1000"),
+    ],
+)
 def test_epochs_that_are_refused(epochs, told):
     refused(changed("training", num_train_epochs=epochs), f"num_train_epochs is {told}")
     refused(changed("training", num_train_epochs=epochs), EPOCHS)
 
 
 @pytest.mark.parametrize("name", KEYS)
-@pytest.mark.parametrize("value, told", [("true", '"true"'), (1, "1"), (0, "0"), (None, "null"), ([], "[]"), ({}, "{}")])
+@pytest.mark.parametrize(
+    "value, told", [("true", '"true"'), (1, "1"), (0, "0"), (None, "null"), ([], "[]"), ({}, "{}")]
+)
 def test_switches_that_are_refused(name, value, told):
-    refused(changed("data_generation", **{f"use_{name}_augmentations": value}), f"use_{name}_augmentations is {told}; expected true or false")
+    refused(
+        changed("data_generation", **{f"use_{name}_augmentations": value}),
+        f"use_{name}_augmentations is {told}; expected true or false",
+    )
 
 
-@pytest.mark.parametrize("value, told", [
-    ("all", '"all"'), ("train_using_all_tokens ", '"train_using_all_tokens "'), (["train_using_all_tokens"], '["train_using_all_tokens"]'),
-    ({"train_using_all_tokens": 1}, '{"train_using_all_tokens": 1}'), (None, "null"), (True, "true"), ("\ud800\n" * 50, r'"\ud800\n')])
+@pytest.mark.parametrize(
+    "value, told",
+    [
+        ("all", '"all"'),
+        ("train_using_all_tokens ", '"train_using_all_tokens "'),
+        (["train_using_all_tokens"], '["train_using_all_tokens"]'),
+        ({"train_using_all_tokens": 1}, '{"train_using_all_tokens": 1}'),
+        (None, "null"),
+        (True, "true"),
+        ("\ud800\n" * 50, r'"\ud800\n'),
+    ],
+)
 def test_strategies_that_are_refused(value, told):
     refused(changed("training", strategy=value), f"strategy is {told}")
     refused(changed("training", strategy=value), STRATEGY)
 
 
-PARTS = [("", ["data_generation", "training"]), ("data_generation", [f"use_{name}_augmentations" for name in KEYS]),
-         ("training", ["strategy", "learning_rate", "num_train_epochs"])]
+PARTS = [
+    ("", ["data_generation", "training"]),
+    ("data_generation", [f"use_{name}_augmentations" for name in KEYS]),
+    ("training", ["strategy", "learning_rate", "num_train_epochs"]),
+]
 EVERY_KEY = [(where, key) for where, keys in PARTS for key in keys]
 
 
 @pytest.mark.parametrize("where", [where for where, _ in PARTS])
-@pytest.mark.parametrize("key", ["zzz", "", "Training", "use_colour_augmentations", "lr", "x" * 500])
+@pytest.mark.parametrize(
+    "key", ["zzz", "", "Training", "use_colour_augmentations", "lr", "x" * 500]
+)
 def test_an_unknown_key_is_named(where, key):
-    refused(changed(where, **{key: True}), f'{where or "the self-edit"} has an unknown key "{key[:39]}')
+    refused(
+        changed(where, **{key: True}), f'{where or "the self-edit"} has an unknown key "{key[:39]}'
+    )
 
 
 @pytest.mark.parametrize("where, key", EVERY_KEY)
@@ -220,27 +340,69 @@ def test_a_key_that_stands_twice_is_refused_even_with_the_same_value(where, key)
 
 
 @pytest.mark.parametrize("where", ["data_generation", "training"])
-@pytest.mark.parametrize("value, told", [([], "[]"), (None, "null"), ("{}", '"{}"'), (3, "3"), (True, "true")])
+@pytest.mark.parametrize(
+    "value, told", [([], "[]"), (None, "null"), ("{}", '"{}"'), (3, "3"), (True, "true")]
+)
 def test_a_part_that_is_no_object(where, value, told):
     refused(changed("", **{where: value}), f"{where} is {told}; expected an object")
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "-0.5", '"text"', "null", "true", f"[{PLAIN.to_json()}]", json.dumps(PLAIN.to_json())])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "3",
+        "-0.5",
+        '"text"',
+        "null",
+        "true",
+        f"[{PLAIN.to_json()}]",
+        json.dumps(PLAIN.to_json()),
+    ],
+)
 def test_what_is_no_object(text):
     refused(text, f"the self-edit is {text[:10]}")
     refused(text, "expected an object")
 
 
-@pytest.mark.parametrize("text", [
-    "", " \n", "Use rotations.", "{", PLAIN.to_json()[:-1], PLAIN.to_json() + "}", PLAIN.to_json() * 2, PLAIN.to_json() + "\n" + PLAIN.to_json(),
-    PLAIN.to_json() + "\nBecause it is so.", "Here: " + PLAIN.to_json(), f"```json\n{PLAIN.to_json()}\n```", PLAIN.to_json().replace('"', "'"),
-    PLAIN.to_json().replace("false", "False"), PLAIN.to_json().replace("}}", ",}}"), "\ufeff" + PLAIN.to_json(), PLAIN.to_json() + END, "\x00", "\ud800"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " \n",
+        "Use rotations.",
+        "{",
+        PLAIN.to_json()[:-1],
+        PLAIN.to_json() + "}",
+        PLAIN.to_json() * 2,
+        PLAIN.to_json() + "\n" + PLAIN.to_json(),
+        PLAIN.to_json() + "\nBecause it is so.",
+        "Here: " + PLAIN.to_json(),
+        f"```json\n{PLAIN.to_json()}\n```",
+        PLAIN.to_json().replace('"', "'"),
+        PLAIN.to_json().replace("false", "False"),
+        PLAIN.to_json().replace("}}", ",}}"),
+        "\ufeff" + PLAIN.to_json(),
+        PLAIN.to_json() + END,
+        "\x00",
+        "\ud800",
+    ],
+)
 def test_what_is_no_json(text):
     refused(text, "no JSON: ")
 
 
-@pytest.mark.parametrize("text", ["[" * 10**6, '{"training":' * 10**5, '{"data_generation": {' + '"a":{' * 2 * 10**5, "9" * 10**6, '"' + "\\" * 10**6],
-                         ids=["lists", "objects", "inner objects", "digits", "backslashes"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 10**6,
+        '{"training":' * 10**5,
+        '{"data_generation": {' + '"a":{' * 2 * 10**5,
+        "9" * 10**6,
+        '"' + "\\" * 10**6,
+    ],
+    ids=["lists", "objects", "inner objects", "digits", "backslashes"],
+)
 def test_a_megabyte_is_refused_at_once(text):
     start = time.process_time()  # the processor's time: a busy machine is no failure
     refused(text, "letters; expected at most")
@@ -249,10 +411,17 @@ def test_a_megabyte_is_refused_at_once(text):
 
 # For two depths in about a thousand json still reads the nesting, and writing it into the message no longer works.
 @pytest.mark.parametrize("opening, closing", [("[", "]"), ('{"a":', "}")], ids=["lists", "objects"])
-@pytest.mark.parametrize("around", ["%s", '{"data_generation": %s, "training": 1}', '{"data_generation": 1, "training": %s}',
-                                    changed("training", strategy=12345).replace("12345", "%s"),
-                                    changed("training", learning_rate=12345).replace("12345", "%s")],
-                         ids=["alone", "data_generation", "training", "strategy", "learning_rate"])
+@pytest.mark.parametrize(
+    "around",
+    [
+        "%s",
+        '{"data_generation": %s, "training": 1}',
+        '{"data_generation": 1, "training": %s}',
+        changed("training", strategy=12345).replace("12345", "%s"),
+        changed("training", learning_rate=12345).replace("12345", "%s"),
+    ],
+    ids=["alone", "data_generation", "training", "strategy", "learning_rate"],
+)
 def test_nesting_of_any_depth_is_refused(opening, closing, around):
     def escapes(text):
         try:
@@ -262,14 +431,31 @@ def test_nesting_of_any_depth_is_refused(opening, closing, around):
         except Exception:
             return True
         return True
+
     most = (MOST_LETTERS - len(around)) // (len(opening) + len(closing))
-    escaped = [(depth, whole) for depth in range(1, most + 1) for whole in (True, False)
-               if escapes(around % (opening * depth + "1" + closing * depth * whole))]
+    escaped = [
+        (depth, whole)
+        for depth in range(1, most + 1)
+        for whole in (True, False)
+        if escapes(around % (opening * depth + "1" + closing * depth * whole))
+    ]
     assert escaped == []
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([key for _, key in EVERY_KEY] + list(STRATEGIES)),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.sampled_from([key for _, key in EVERY_KEY]), inner, max_size=4))
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([key for _, key in EVERY_KEY] + list(STRATEGIES)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text(max_size=3) | st.sampled_from([key for _, key in EVERY_KEY]), inner, max_size=4
+        )
+    ),
+)
 
 
 def readable(text):
@@ -293,10 +479,16 @@ def test_another_value_under_a_key_is_refused_or_within_the_limits(key, value, d
     data = json.loads(directives.to_json())
     (data[key[0]] if key[0] else data)[key[1]] = value
     found = readable(json.dumps(data))
-    assert found is None or all(low <= getattr(found, name) <= high for name, (low, high) in LIMITS.items())
+    assert found is None or all(
+        low <= getattr(found, name) <= high for name, (low, high) in LIMITS.items()
+    )
 
 
-MUTATION = st.tuples(st.sampled_from(["delete", "insert", "replace"]), st.integers(0, 400), st.characters() | st.sampled_from('{}[]":,0123456789.eE+- \n'))
+MUTATION = st.tuples(
+    st.sampled_from(["delete", "insert", "replace"]),
+    st.integers(0, 400),
+    st.characters() | st.sampled_from('{}[]":,0123456789.eE+- \n'),
+)
 
 
 @settings(max_examples=500)
@@ -307,7 +499,7 @@ def test_a_mutated_self_edit_is_refused_or_says_what_it_is(directives, mutations
     text = directives.to_json()
     for what, at, letter in mutations:
         at %= len(text)
-        text = text[:at] + (letter if what != "delete" else "") + text[at + (what != "insert"):]
+        text = text[:at] + (letter if what != "delete" else "") + text[at + (what != "insert") :]
     found = readable(text)
     if found is not None:
         assert readable(found.to_json()) == found
@@ -316,11 +508,16 @@ def test_a_mutated_self_edit_is_refused_or_says_what_it_is(directives, mutations
 
 def test_some_mutations_can_be_read():  # else the test above would be about refusals alone
     text = PLAIN.to_json()
-    found = {readable(text[:i] + digit + text[i + 1:]) for i in range(len(text)) for digit in "0123456789"} - {None, PLAIN}
+    found = {
+        readable(text[:i] + digit + text[i + 1 :])
+        for i in range(len(text))
+        for digit in "0123456789"
+    } - {None, PLAIN}
     assert {d.epochs for d in found} >= set(range(1, 10)) and len({d.lr for d in found}) > 10
 
 
 # ---- documents -------------------------------------------------------------------------------------------------------
+
 
 @every_tokenizer
 @pytest.mark.parametrize("seed", range(5))
@@ -330,8 +527,14 @@ def test_a_document_is_the_text_of_all_pairs(tokenizer, seed):
     for loss in ("all", "outputs"):
         document = FewShot(tokenizer).document(task, loss)
         assert tokenizer.decode(document.ids) == shown(pairs)
-        assert document.ids[:len(tokenizer.bos)] == tokenizer.bos and set(document.ids[len(tokenizer.bos):]).isdisjoint(tokenizer.ends)
-        assert type(document) is Document and set(map(type, document.ids)) == {int} and set(map(type, document.loss)) == {bool}
+        assert document.ids[: len(tokenizer.bos)] == tokenizer.bos and set(
+            document.ids[len(tokenizer.bos) :]
+        ).isdisjoint(tokenizer.ends)
+        assert (
+            type(document) is Document
+            and set(map(type, document.ids)) == {int}
+            and set(map(type, document.loss)) == {bool}
+        )
     assert FewShot(tokenizer).document(task, "all").ids == document.ids
 
 
@@ -340,8 +543,10 @@ def test_loss_lies_on_all_tokens_or_on_the_outputs_and_what_ends_them(tokenizer)
     few = FewShot(tokenizer)
     everything, outputs = few.document(TASK, "all"), few.document(TASK, "outputs")
     assert all(everything.loss) and len(everything.loss) == len(everything.ids)
-    assert carried(tokenizer, outputs) == [written(p.output) + "\n\n" for p in TASK.demonstrations + TASK.tests]
-    assert not any(outputs.loss[:len(tokenizer.bos)])
+    assert carried(tokenizer, outputs) == [
+        written(p.output) + "\n\n" for p in TASK.demonstrations + TASK.tests
+    ]
+    assert not any(outputs.loss[: len(tokenizer.bos)])
 
 
 def test_every_public_task_comes_back_from_its_document():
@@ -350,15 +555,20 @@ def test_every_public_task_comes_back_from_its_document():
     for task in tasks:
         document = few.document(task, "outputs")
         pairs = task.demonstrations + task.tests
-        if pairs_of(TINY, document) != list(pairs) or len("".join(carried(TINY, document))) != sum(len(p.output) * (len(p.output[0]) + 1) + 1 for p in pairs):
+        if pairs_of(TINY, document) != list(pairs) or len("".join(carried(TINY, document))) != sum(
+            len(p.output) * (len(p.output[0]) + 1) + 1 for p in pairs
+        ):
             differ.append(task.id)
     assert len(tasks) == 800 and differ == []
 
 
 # ---- what becomes of a self-edit -------------------------------------------------------------------------------------
 
+
 def edit(task=TASK, augmentations=(), loss="all", lr=1e-3, epochs=2, tokenizer=TINY, **settings):
-    return FewShot(tokenizer, **settings).edit(task, Directives(frozenset(augmentations), loss, lr, epochs))
+    return FewShot(tokenizer, **settings).edit(
+        task, Directives(frozenset(augmentations), loss, lr, epochs)
+    )
 
 
 @pytest.mark.parametrize("n", [1, 5, 16])
@@ -371,7 +581,11 @@ def test_an_edit_has_so_many_documents_and_hands_rate_and_epochs_on(n):
 def test_documents_carry_loss_as_the_strategy_says(loss):
     for document in edit(loss=loss, augmentations=["basic", "color"]).documents:
         text = "".join(carried(TINY, document))
-        assert text == ("".join(written(p.output) + "\n\n" for p in pairs_of(TINY, document)) if loss == "outputs" else TINY.decode(document.ids))
+        assert text == (
+            "".join(written(p.output) + "\n\n" for p in pairs_of(TINY, document))
+            if loss == "outputs"
+            else TINY.decode(document.ids)
+        )
 
 
 @every_tokenizer
@@ -384,7 +598,10 @@ def test_without_augmentations_documents_show_demonstrations_as_they_are(tokeniz
         shown_first.add(pairs[0])
         sizes.add(len(pairs))
     assert shown_first == set(TASK.demonstrations)
-    assert sizes == {len(TASK.demonstrations), len(TASK.demonstrations) - 1}  # one left out to be the test; sometimes another one altogether
+    assert sizes == {
+        len(TASK.demonstrations),
+        len(TASK.demonstrations) - 1,
+    }  # one left out to be the test; sometimes another one altogether
 
 
 def test_the_test_is_never_in_the_documents():
@@ -394,7 +611,12 @@ def test_the_test_is_never_in_the_documents():
         for tests in (TASK.tests, (Pair(nine, nine),), (Pair(nine, None),)):
             task = replace(TASK, tests=tests)
             assert edit(task, augmentations) == edit(TASK, augmentations)
-    texts = [TINY.decode(d.ids) for d in edit(replace(TASK, tests=(Pair(nine, nine),)), SWITCHES, train_tasks=50, palette=range(6)).documents]
+    texts = [
+        TINY.decode(d.ids)
+        for d in edit(
+            replace(TASK, tests=(Pair(nine, nine),)), SWITCHES, train_tasks=50, palette=range(6)
+        ).documents
+    ]
     assert not any("9" in text for text in texts)
 
 
@@ -412,19 +634,28 @@ def test_what_does_not_augment_changes_no_draw():
 
 
 # A draw of an augmentation must not move the draw of demonstrations on: luck would choose among self-edits.
-@pytest.mark.parametrize("augmentations", [["color"], ["size"], ["basic"], ["basic", "color"]], ids="+".join)
+@pytest.mark.parametrize(
+    "augmentations", [["color"], ["size"], ["basic"], ["basic", "color"]], ids="+".join
+)
 def test_the_same_demonstrations_are_drawn_whatever_is_augmented(augmentations):
     def asked(found):
         """Which demonstration is the test of each document: no augmentation here changes a colour's count but by a factor of 1, 2 or 4."""
         out = []
         for document in found.documents:
             test = pairs_of(TINY, document)[-1]
-            out.append(next(i for i, p in enumerate(TASK.demonstrations) if like(p.input, test.input) and like(p.output, test.output)))
+            out.append(
+                next(
+                    i
+                    for i, p in enumerate(TASK.demonstrations)
+                    if like(p.input, test.input) and like(p.output, test.output)
+                )
+            )
         return out
 
     def like(small, grid):
         counts = [sorted(np.unique(g, return_counts=True)[1].tolist()) for g in (small, grid)]
         return any([n * factor for n in counts[0]] == counts[1] for factor in (1, 2, 4))
+
     assert asked(edit(augmentations=augmentations)) == asked(edit())
 
 
@@ -438,7 +669,11 @@ def relabelled(old, new, palette=range(10)):
             if became.setdefault(x, y) != y:
                 return False
     inside = {x: y for x, y in became.items() if x in palette}
-    return len(set(became.values())) == len(became) and all(x == y for x, y in became.items() if x not in palette) and set(inside.values()) <= set(palette)
+    return (
+        len(set(became.values())) == len(became)
+        and all(x == y for x, y in became.items() if x not in palette)
+        and set(inside.values()) <= set(palette)
+    )
 
 
 def grids_of(pairs):
@@ -447,9 +682,14 @@ def grids_of(pairs):
 
 def test_with_colours_every_document_has_demonstrations_in_other_colours():
     differ, others = [], 0
-    for i, document in enumerate(edit(augmentations=["color"], palette=range(1, 6), train_tasks=40).documents):
+    for i, document in enumerate(
+        edit(augmentations=["color"], palette=range(1, 6), train_tasks=40).documents
+    ):
         pairs = pairs_of(TINY, document)
-        if not any(relabelled(grids_of(old), grids_of(pairs), range(1, 6)) for old in permutations(TASK.demonstrations, len(pairs))):
+        if not any(
+            relabelled(grids_of(old), grids_of(pairs), range(1, 6))
+            for old in permutations(TASK.demonstrations, len(pairs))
+        ):
             differ.append(i)
         others += not set(pairs) <= set(TASK.demonstrations)
     assert differ == [] and others > 30  # of 120 permutations one changes nothing
@@ -461,7 +701,9 @@ def test_with_basic_augmentations_grids_are_turned_and_keep_their_colours():
     turned = 0
     for document in edit(augmentations=["basic"], train_tasks=40).documents:
         pairs = pairs_of(TINY, document)
-        assert {tuple(np.bincount(np.ravel(g), minlength=10)) for g in grids_of(pairs)} <= counts | twice
+        assert {
+            tuple(np.bincount(np.ravel(g), minlength=10)) for g in grids_of(pairs)
+        } <= counts | twice
         turned += not set(pairs) <= set(TASK.demonstrations)
     assert turned > 20  # of 12 equally likely changes one is none
 
@@ -481,12 +723,15 @@ def test_documents_that_are_too_long_are_left_out():
     lengths = sorted({len(d.ids) for d in everything})
     assert len(lengths) > 4
     for most in (lengths[0], lengths[2], lengths[-1] - 1, lengths[-1]):
-        assert edit(augmentations=["size"], max_tokens=most).documents == tuple(d for d in everything if len(d.ids) <= most)
+        assert edit(augmentations=["size"], max_tokens=most).documents == tuple(
+            d for d in everything if len(d.ids) <= most
+        )
     with pytest.raises(InvalidSelfEdit, match="longer than the model can read"):
         edit(augmentations=["size"], max_tokens=lengths[0] - 1)
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("style", ["tiny", "paper"])
 @every_tokenizer
@@ -511,10 +756,12 @@ def test_the_papers_prompt_for_a_chat_model():
     ids = few.prompt(TASK)
     start, end = CHAT.specials["<|im_start|>"], CHAT.specials["<|im_end|>"]
     assert [i for i in ids if i in CHAT.ends] == [start, end, start]
-    user, assistant = CHAT.decode(ids[:ids.index(end)]), CHAT.decode(ids[ids.index(end):])
+    user, assistant = CHAT.decode(ids[: ids.index(end)]), CHAT.decode(ids[ids.index(end) :])
     assert user.startswith("user\n") and shown(TASK.demonstrations) in user
     assert assistant == '\nassistant\n{"data_generation": {'
-    assert all(f'"{key}"' in user for _, key in EVERY_KEY) and all(name in user for name in STRATEGIES)  # what read_directives insists on
+    assert all(f'"{key}"' in user for _, key in EVERY_KEY) and all(
+        name in user for name in STRATEGIES
+    )  # what read_directives insists on
 
 
 def test_prompts_and_exams_never_show_a_tests_output():
@@ -529,19 +776,35 @@ def test_an_unknown_prompt_is_refused():
 
 
 def test_baseline_and_oracle_are_texts_of_the_policy():
-    fixed, known = Directives(frozenset({"basic"}), "all", 1e-2, 5), Directives(frozenset({"color"}), "outputs", 1e-3, 3)
+    fixed, known = (
+        Directives(frozenset({"basic"}), "all", 1e-2, 5),
+        Directives(frozenset({"color"}), "outputs", 1e-3, 3),
+    )
     for style in ("tiny", "paper"):
         few = FewShot(TINY, style, fixed=fixed, oracle={"some kind": known, "": fixed})
         assert few.directives(few.baseline(TASK)) == fixed
-        assert few.directives(few.oracle(TASK)) == known and few.directives(few.oracle(replace(TASK, kind=""))) == fixed
+        assert (
+            few.directives(few.oracle(TASK)) == known
+            and few.directives(few.oracle(replace(TASK, kind=""))) == fixed
+        )
 
 
 @pytest.mark.parametrize("style", ["tiny", "paper"])
 def test_describe(style):
     few = FewShot(TINY, style)
-    assert few.describe(TASK, few.text_of(Directives(frozenset({"size", "color", "basic"}), "outputs", 0.006, 9))) == {
-        "kind": "some kind", "augmentations": ["basic", "color", "size"], "loss": "outputs", "lr": 0.006, "epochs": 9}
-    assert [few.describe(TASK, text) for text in ("", "{}", few.text_of(PLAIN)[:-1], few.text_of(PLAIN) + "x")] == [None] * 4
+    assert few.describe(
+        TASK, few.text_of(Directives(frozenset({"size", "color", "basic"}), "outputs", 0.006, 9))
+    ) == {
+        "kind": "some kind",
+        "augmentations": ["basic", "color", "size"],
+        "loss": "outputs",
+        "lr": 0.006,
+        "epochs": 9,
+    }
+    assert [
+        few.describe(TASK, text)
+        for text in ("", "{}", few.text_of(PLAIN)[:-1], few.text_of(PLAIN) + "x")
+    ] == [None] * 4
 
 
 @every_tokenizer
@@ -549,11 +812,19 @@ def test_room_for_answers_is_for_the_largest_grid_that_is_known(tokenizer):
     few = FewShot(tokenizer)
     tasks = [random_task(seed) for seed in range(4)]
     few.make_room(tasks)
-    known = [g for t in tasks for g in (*grids_of(t.demonstrations), *(test.input for test in t.tests))]
-    longest = max(len(tokenizer.encode(written(g) + "\n\n")) for grid in known for g in (grid, tuple(zip(*grid))))  # a view turns it
+    known = [
+        g for t in tasks for g in (*grids_of(t.demonstrations), *(test.input for test in t.tests))
+    ]
+    longest = max(
+        len(tokenizer.encode(written(g) + "\n\n"))
+        for grid in known
+        for g in (grid, tuple(zip(*grid)))
+    )  # a view turns it
     assert longest <= few.answer_tokens <= longest + 2
     room, huge = few.answer_tokens, tuple((1, 2, 3) * 10 for _ in range(30))
-    few.make_room([replace(t, tests=tuple(Pair(test.input, huge) for test in t.tests)) for t in tasks])
+    few.make_room(
+        [replace(t, tests=tuple(Pair(test.input, huge) for test in t.tests)) for t in tasks]
+    )
     assert few.answer_tokens == room  # a test's output is not to be known
     few.make_room([*tasks, replace(tasks[0], tests=(Pair(huge, None),))])
     assert few.answer_tokens >= len(tokenizer.encode(written(huge) + "\n\n")) > room
@@ -561,60 +832,105 @@ def test_room_for_answers_is_for_the_largest_grid_that_is_known(tokenizer):
 
 # ---- lessons ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("style", ["tiny", "paper"])
 @every_tokenizer
 def test_a_lesson_is_a_prompt_and_the_text_that_should_follow(tokenizer, style):
     few = FewShot(tokenizer, style)
     lesson, text = few.lesson(TASK, few.text_of(PLAIN)), few.text_of(PLAIN)
     n = len(few.prompt(TASK))
-    assert list(lesson.ids[:n]) == few.prompt(TASK) and tokenizer.decode(lesson.ids[n:]) == text and lesson.ids[-1] == tokenizer.eot
+    assert (
+        list(lesson.ids[:n]) == few.prompt(TASK)
+        and tokenizer.decode(lesson.ids[n:]) == text
+        and lesson.ids[-1] == tokenizer.eot
+    )
     assert lesson.loss == (False,) * n + (True,) * (len(lesson.ids) - n)
 
 
-@pytest.mark.parametrize("loss, carries", [(None, []), ("all", None), ("outputs", [written(p.output) + "\n\n" for p in TASK.demonstrations + TASK.tests])])
+@pytest.mark.parametrize(
+    "loss, carries",
+    [
+        (None, []),
+        ("all", None),
+        ("outputs", [written(p.output) + "\n\n" for p in TASK.demonstrations + TASK.tests]),
+    ],
+)
 @every_tokenizer
 def test_a_task_and_what_is_told_of_its_rule(tokenizer, loss, carries):
     document = FewShot(tokenizer).told(TASK, '{"colours": true}', loss)
     everything = shown(TASK.demonstrations + TASK.tests)
-    assert tokenizer.decode(document.ids) == everything + 'rule:\n{"colours": true}' and document.ids[-1] == tokenizer.eot and document.loss[-1]
-    assert carried(tokenizer, document) == ([everything] if carries is None else carries) + ['{"colours": true}']
+    assert (
+        tokenizer.decode(document.ids) == everything + 'rule:\n{"colours": true}'
+        and document.ids[-1] == tokenizer.eot
+        and document.loss[-1]
+    )
+    assert carried(tokenizer, document) == ([everything] if carries is None else carries) + [
+        '{"colours": true}'
+    ]
 
 
 def ways(task, pairs, palette):
     """All (symmetry, order) in which these pairs are the task's demonstrations, up to one permutation of the palette."""
-    return [(i, order) for i, symmetry in enumerate(SYMMETRIES) for order in permutations(range(len(pairs)))
-            if relabelled([seen(symmetry, g) for g in grids_of(task.demonstrations[j] for j in order)], grids_of(pairs), palette)]
+    return [
+        (i, order)
+        for i, symmetry in enumerate(SYMMETRIES)
+        for order in permutations(range(len(pairs)))
+        if relabelled(
+            [seen(symmetry, g) for g in grids_of(task.demonstrations[j] for j in order)],
+            grids_of(pairs),
+            palette,
+        )
+    ]
 
 
 def test_lessons_are_views_of_the_winners():
     few = FewShot(TINY, "tiny", views=25, palette=range(1, 6))
-    winners = [(random_task(1, demonstrations=3), few.text_of(PLAIN)), (random_task(2, demonstrations=3), few.text_of(replace(PLAIN, epochs=9)))]
+    winners = [
+        (random_task(1, demonstrations=3), few.text_of(PLAIN)),
+        (random_task(2, demonstrations=3), few.text_of(replace(PLAIN, epochs=9))),
+    ]
     lessons, differ, found = few.lessons(winners, 0), [], []
     assert len(lessons) == 25  # in all
     for i, lesson in enumerate(lessons):
         task, text = winners[i % 2]  # in turn
         assert carried(TINY, lesson) == [text] and lesson.ids[-1] == TINY.eot and lesson.loss[-1]
-        pairs, rest = read(TINY.decode([id for id, carries in zip(lesson.ids, lesson.loss) if not carries]))
+        pairs, rest = read(
+            TINY.decode([id for id, carries in zip(lesson.ids, lesson.loss) if not carries])
+        )
         assert rest == "edit:\n" and len(pairs) == len(task.demonstrations)
         known = ways(task, pairs, range(1, 6))
         differ += [i] * (not known)
         found += known[:1]
     assert differ == []
-    assert len({symmetry for symmetry, _ in found}) > 3 and len({order for _, order in found}) > 3  # not one view only
+    assert (
+        len({symmetry for symmetry, _ in found}) > 3 and len({order for _, order in found}) > 3
+    )  # not one view only
     assert len({lesson.ids for lesson in lessons}) == 25
 
 
 def test_lessons_differ_in_colours():
     few = FewShot(TINY, "tiny", views=30, palette=range(1, 6))
-    first = {written(read(TINY.decode(lesson.ids))[0][0].input).count("1") for lesson in few.lessons([(TASK, few.text_of(PLAIN))], 0)}
+    first = {
+        written(read(TINY.decode(lesson.ids))[0][0].input).count("1")
+        for lesson in few.lessons([(TASK, few.text_of(PLAIN))], 0)
+    }
     assert len(first) > 1  # no symmetry and no order alone could: see the next line
-    assert len({written(seen(symmetry, TASK.demonstrations[0].input)).count("1") for symmetry in SYMMETRIES}) == 1
+    assert (
+        len(
+            {
+                written(seen(symmetry, TASK.demonstrations[0].input)).count("1")
+                for symmetry in SYMMETRIES
+            }
+        )
+        == 1
+    )
 
 
 def test_a_text_of_pretraining_follows_every_second_view():
     def replay(task, rng):
         assert task is few
         return Document((int(rng.integers(10**9)),), (True,))
+
     few = FewShot(TINY, "tiny", views=6, replay=replay)
     lessons = few.lessons([(TASK, few.text_of(PLAIN)), (random_task(1), few.text_of(PLAIN))], 5)
     assert [len(d.ids) == 1 for d in lessons] == [False, False, True] * 3
@@ -625,16 +941,24 @@ def test_a_text_of_pretraining_follows_every_second_view():
 @pytest.mark.parametrize("replay", [None, lambda task, rng: Document((0,), (True,))])
 def test_without_views_each_winner_is_one_lesson_as_it_is(replay):
     few = FewShot(TINY, "tiny", replay=replay)
-    winners = [(random_task(seed), few.text_of(replace(PLAIN, epochs=seed + 1))) for seed in range(3)]
-    assert [d for d in few.lessons(winners, 0) if len(d.ids) > 1] == [few.lesson(*winner) for winner in winners]
+    winners = [
+        (random_task(seed), few.text_of(replace(PLAIN, epochs=seed + 1))) for seed in range(3)
+    ]
+    assert [d for d in few.lessons(winners, 0) if len(d.ids) > 1] == [
+        few.lesson(*winner) for winner in winners
+    ]
     assert len(few.lessons(winners, 0)) == (4 if replay else 3)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_winners_come_in_turn_even_if_there_are_more_than_views(n):
     few = FewShot(TINY, "tiny", views=3)
-    winners = [(random_task(seed), few.text_of(replace(PLAIN, epochs=seed + 1))) for seed in range(n)]
-    assert [carried(TINY, d) for d in few.lessons(winners, 0)] == [[winners[i % n][1]] for i in range(3)]
+    winners = [
+        (random_task(seed), few.text_of(replace(PLAIN, epochs=seed + 1))) for seed in range(n)
+    ]
+    assert [carried(TINY, d) for d in few.lessons(winners, 0)] == [
+        [winners[i % n][1]] for i in range(3)
+    ]
 
 
 def test_lessons_follow_from_their_seed():
@@ -645,11 +969,18 @@ def test_lessons_follow_from_their_seed():
 
 # ---- exams -----------------------------------------------------------------------------------------------------------
 
+
 @every_tokenizer
 def test_without_a_vote_each_test_is_asked_once(tokenizer):
     prompts = FewShot(tokenizer).exam(TASK)
-    assert [tokenizer.decode(ids) for ids in prompts] == [f"{shown(TASK.demonstrations)}{written(test.input)}\n>\n" for test in TASK.tests]
-    assert all(tuple(ids[:len(tokenizer.bos)]) == tokenizer.bos and tokenizer.ends.isdisjoint(ids[len(tokenizer.bos):]) for ids in prompts)
+    assert [tokenizer.decode(ids) for ids in prompts] == [
+        f"{shown(TASK.demonstrations)}{written(test.input)}\n>\n" for test in TASK.tests
+    ]
+    assert all(
+        tuple(ids[: len(tokenizer.bos)]) == tokenizer.bos
+        and tokenizer.ends.isdisjoint(ids[len(tokenizer.bos) :])
+        for ids in prompts
+    )
     documents = FewShot(tokenizer).document(TASK, "outputs")
     first = len(FewShot(tokenizer).exam(replace(TASK, tests=TASK.tests[:1]))[0])
     assert list(documents.ids[:first]) == prompts[0]  # as the student trains, so it is asked
@@ -659,9 +990,15 @@ def how_it_is_seen(text, task, test):
     """A prompt, and the test it asks -> the symmetry in which it shows all grids; found by trying."""
     pairs, rest = read(text)
     assert rest.endswith("\n>\n")
-    (symmetry,) = (s for s in SYMMETRIES if seen(s, test.input) == read_grid(rest.removesuffix("\n>\n")))  # one only: the grid has no symmetry
-    assert sorted(grids_of(pairs)) == sorted(seen(symmetry, g) for g in grids_of(task.demonstrations))
-    assert {Pair(seen(symmetry, p.input), seen(symmetry, p.output)) for p in task.demonstrations} == set(pairs)
+    (symmetry,) = (
+        s for s in SYMMETRIES if seen(s, test.input) == read_grid(rest.removesuffix("\n>\n"))
+    )  # one only: the grid has no symmetry
+    assert sorted(grids_of(pairs)) == sorted(
+        seen(symmetry, g) for g in grids_of(task.demonstrations)
+    )
+    assert {
+        Pair(seen(symmetry, p.input), seen(symmetry, p.output)) for p in task.demonstrations
+    } == set(pairs)
     return symmetry, tuple(p.input for p in pairs)
 
 
@@ -669,7 +1006,10 @@ def looks(few, task):
     """The symmetries in which the tests are asked, test by test, from the prompts alone."""
     prompts = [few.tokenizer.decode(ids) for ids in few.exam(task)]
     each = len(prompts) // len(task.tests)
-    return [[how_it_is_seen(text, task, test) for text in prompts[i * each:(i + 1) * each]] for i, test in enumerate(task.tests)]
+    return [
+        [how_it_is_seen(text, task, test) for text in prompts[i * each : (i + 1) * each]]
+        for i, test in enumerate(task.tests)
+    ]
 
 
 @pytest.mark.parametrize("vote", [1, 2, 4])
@@ -687,8 +1027,11 @@ def test_with_a_vote_each_test_is_asked_in_six_views(vote, seed):
 
 def answers_of(few, task, outputs):
     """The answers of someone who gives outputs[test][look], said in the view of each look; None is no grid."""
-    return ["no grid" if grid is None else written(seen(symmetry, grid)) + "\n"
-            for asked, given in zip(looks(few, task), outputs) for (symmetry, _), grid in zip(asked, given)]
+    return [
+        "no grid" if grid is None else written(seen(symmetry, grid)) + "\n"
+        for asked, given in zip(looks(few, task), outputs)
+        for (symmetry, _), grid in zip(asked, given)
+    ]
 
 
 @pytest.mark.parametrize("vote", [0, 1, 3])
@@ -702,24 +1045,35 @@ def test_the_right_rule_in_every_view_is_the_right_prediction(vote, seed):
         assert grader.grade(task, answers) == [1.0]
 
 
-A, B, C = (random_grid(np.random.default_rng(i), shape) for i, shape in enumerate([(2, 3), (2, 3), (3, 4)]))
+A, B, C = (
+    random_grid(np.random.default_rng(i), shape) for i, shape in enumerate([(2, 3), (2, 3), (3, 4)])
+)
 ONE = replace(TASK, tests=(Pair(TASK.tests[0].input, A),))
 VOTERS = {vote: FewShot(TINY, vote=vote) for vote in (0, 1, 2)}
 GIVEN = {vote: looks(few, ONE)[0] for vote, few in VOTERS.items()}
 
 
-@given(st.sampled_from(list(VOTERS)), st.lists(st.sampled_from([A, B, C, None]), min_size=12, max_size=12))
+@given(
+    st.sampled_from(list(VOTERS)),
+    st.lists(st.sampled_from([A, B, C, None]), min_size=12, max_size=12),
+)
 @example(1, [B, A, A, B, None, C] * 2)
 @example(2, [None] * 11 + [A])
 @example(1, [None] * 12)
 def test_most_votes_first_ties_to_the_earlier_look_and_no_vote_for_the_unreadable(vote, given):
-    given = given[:len(GIVEN[vote])]
-    answers = ["no grid" if grid is None else written(seen(symmetry, grid)) for (symmetry, _), grid in zip(GIVEN[vote], given)]
-    expected = sorted({grid for grid in given if grid is not None}, key=lambda grid: (-given.count(grid), given.index(grid)))
+    given = given[: len(GIVEN[vote])]
+    answers = [
+        "no grid" if grid is None else written(seen(symmetry, grid))
+        for (symmetry, _), grid in zip(GIVEN[vote], given)
+    ]
+    expected = sorted(
+        {grid for grid in given if grid is not None},
+        key=lambda grid: (-given.count(grid), given.index(grid)),
+    )
     few = copy.copy(VOTERS[vote])
     assert few.predictions(ONE, answers) == [expected]
     for few.attempts in (1, 2, 3):
-        assert few.grade(ONE, answers) == [float(A in expected[:few.attempts])]
+        assert few.grade(ONE, answers) == [float(A in expected[: few.attempts])]
 
 
 def test_attempts():
@@ -729,7 +1083,9 @@ def test_attempts():
         assert few.grade(ONE, answers_of(few, ONE, given)) == [reward]
     few = FewShot(TINY, vote=1)
     assert few.attempts == 2
-    assert few.grade(ONE, answers_of(few, ONE, [[B, B, C, C, A, None]])) == [0.0]  # right, but third
+    assert few.grade(ONE, answers_of(few, ONE, [[B, B, C, C, A, None]])) == [
+        0.0
+    ]  # right, but third
 
 
 @pytest.mark.parametrize("vote", [0, 1])
@@ -739,10 +1095,25 @@ def test_all_tests_must_be_right(vote):
     assert few.grade(task, answers_of(few, task, right)) == [1.0]
     for i in range(3):
         for wrong in (right[i - 1], [None] * n):
-            assert few.grade(task, answers_of(few, task, right[:i] + [wrong] + right[i + 1:])) == [0.0]
+            assert few.grade(task, answers_of(few, task, right[:i] + [wrong] + right[i + 1 :])) == [
+                0.0
+            ]
 
 
-@pytest.mark.parametrize("answer", ["", "\n", "no grid", written(A)[:-1], written(A) + "1", written(A)[:-1] + "²", written(A).replace("\n", "\n\n"), written(A) + "\n>\n" + written(A), "1 2"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "\n",
+        "no grid",
+        written(A)[:-1],
+        written(A) + "1",
+        written(A)[:-1] + "²",
+        written(A).replace("\n", "\n\n"),
+        written(A) + "\n>\n" + written(A),
+        "1 2",
+    ],
+)
 def test_unreadable_answers_are_no_predictions(answer):
     few = FewShot(TINY)
     assert few.predictions(ONE, [answer]) == [[]] and few.grade(ONE, [answer]) == [0.0]
@@ -753,6 +1124,10 @@ def test_unreadable_answers_are_no_predictions(answer):
 @every_tokenizer
 def test_right_answers_as_documents(tokenizer, vote):
     documents = FewShot(tokenizer, vote=vote).answers(TASK)
-    assert [carried(tokenizer, d) for d in documents] == [[written(test.output) + "\n\n"] for test in TASK.tests]
-    assert [tokenizer.decode(d.ids) for d in documents] == [shown((*TASK.demonstrations, test)) for test in TASK.tests]
-    assert all(d.ids[:len(tokenizer.bos)] == tokenizer.bos and d.loss[-1] for d in documents)
+    assert [carried(tokenizer, d) for d in documents] == [
+        [written(test.output) + "\n\n"] for test in TASK.tests
+    ]
+    assert [tokenizer.decode(d.ids) for d in documents] == [
+        shown((*TASK.demonstrations, test)) for test in TASK.tests
+    ]
+    assert all(d.ids[: len(tokenizer.bos)] == tokenizer.bos and d.loss[-1] for d in documents)

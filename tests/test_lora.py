@@ -29,7 +29,7 @@ def filled(adapters, seed=0):
 
 
 def only(state, k):
-    return {name: value[k:k + 1] for name, value in state.items()}
+    return {name: value[k : k + 1] for name, value in state.items()}
 
 
 def weights(model):
@@ -48,18 +48,26 @@ def test_fresh_adapters_change_no_bit(gpt):
     assert torch.equal(logits(gpt, ids), before)
 
 
-@pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o", "gate", "up", "down")], ids=len)
+@pytest.mark.parametrize(
+    "targets", [("q", "v"), ("q", "k", "v", "o", "gate", "up", "down")], ids=len
+)
 def test_logits_equal_those_of_peft(twins, targets):
     import peft
+
     theirs, mine = twins()
     ids = random_ids(3, 12)
     before = logits(mine, ids)
     adapters = filled(attach(mine, 1, LoRAConfig(4, 6.0, targets)))
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=6.0, target_modules=[f"{name}_proj" for name in targets]))
+    theirs = peft.get_peft_model(
+        theirs,
+        peft.LoraConfig(r=4, lora_alpha=6.0, target_modules=[f"{name}_proj" for name in targets]),
+    )
     copied = 0
     for path, layer in adapters.layers.items():
         _, i, part, name = path.split(".")
-        site = theirs.base_model.model.model.layers[int(i)].get_submodule(f"{'self_attn' if part == 'attn' else 'mlp'}.{name}_proj")
+        site = theirs.base_model.model.model.layers[int(i)].get_submodule(
+            f"{'self_attn' if part == 'attn' else 'mlp'}.{name}_proj"
+        )
         site.lora_A["default"].weight.data.copy_(layer.A[0].detach())
         site.lora_B["default"].weight.data.copy_(layer.B[0].detach())
         copied += 1
@@ -74,12 +82,16 @@ def test_each_group_of_rows_goes_through_its_own_adapter(gpt):
     ids = random_ids(6, 10)
     adapters = filled(attach(gpt, 3, CONFIG))
     together, state = logits(gpt, ids), adapters.state()
-    assert (together - logits(gpt, ids.roll(2, 0)).roll(-2, 0)).abs().max() > 0.1  # the adapters differ
+    assert (
+        together - logits(gpt, ids.roll(2, 0)).roll(-2, 0)
+    ).abs().max() > 0.1  # the adapters differ
     adapters.remove()
     for k in range(3):
         alone = attach(gpt, 1, CONFIG)
         alone.load(only(state, k))
-        assert (logits(gpt, ids[2 * k:2 * k + 2]) - together[2 * k:2 * k + 2]).abs().max() < CLOSE
+        assert (
+            logits(gpt, ids[2 * k : 2 * k + 2]) - together[2 * k : 2 * k + 2]
+        ).abs().max() < CLOSE
         alone.remove()
 
 
@@ -93,16 +105,28 @@ def test_gradients_equal_those_of_the_plain_formula(bias):
     x = torch.randn(6, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     weigh = torch.randn(6, 4, 7, generator=generator, dtype=torch.float64)
     y = layer(x)
-    plain = torch.cat([torch.nn.functional.linear(x[2 * k:2 * k + 2], base.weight + 6.0 / 4 * layer.B[k] @ layer.A[k], base.bias) for k in range(3)])
+    plain = torch.cat(
+        [
+            torch.nn.functional.linear(
+                x[2 * k : 2 * k + 2], base.weight + 6.0 / 4 * layer.B[k] @ layer.A[k], base.bias
+            )
+            for k in range(3)
+        ]
+    )
     assert (y - plain).abs().max() < 1e-12
     inputs = [x, layer.A, layer.B]
-    for got, expected in zip(torch.autograd.grad((y * weigh).sum(), inputs), torch.autograd.grad((plain * weigh).sum(), inputs)):
+    for got, expected in zip(
+        torch.autograd.grad((y * weigh).sum(), inputs),
+        torch.autograd.grad((plain * weigh).sum(), inputs),
+    ):
         assert (got - expected).abs().max() < 1e-12
 
 
 def test_the_gradient_of_a_model_with_adapters_equals_central_differences(make_gpt):
     """GPT-2's biases included; float64, h = 1e-6: off by h^2 and by 1e-16 / h, so 1e-7 is ample."""
-    model = make_gpt(norm="layer", position="learned", qkv_bias=True, bias=True, mlp="gelu").double()
+    model = make_gpt(
+        norm="layer", position="learned", qkv_bias=True, bias=True, mlp="gelu"
+    ).double()
     adapters, ids, h = filled(attach(model, 2, CONFIG)), random_ids(4, 8), 1e-6
 
     def loss():
@@ -111,7 +135,9 @@ def test_the_gradient_of_a_model_with_adapters_equals_central_differences(make_g
     gradients, largest = torch.autograd.grad(loss(), adapters.parameters()), 0.0
     with torch.no_grad():
         for number, (p, gradient) in enumerate(zip(adapters.parameters(), gradients)):
-            i = torch.randint(p.numel(), (1,), generator=torch.Generator().manual_seed(number)).item()
+            i = torch.randint(
+                p.numel(), (1,), generator=torch.Generator().manual_seed(number)
+            ).item()
             flat, old = p.view(-1), p.view(-1)[i].item()
             flat[i] = old + h
             up = loss()
@@ -145,7 +171,7 @@ def test_adapters_work_packed_and_with_a_cache_as_without(gpt):
 def test_merged_weights_give_the_logits_of_the_adapter(gpt, k):
     ids = random_ids(2, 10)
     adapters = filled(attach(gpt, 3, CONFIG))
-    expected = logits(gpt, ids.repeat(3, 1))[2 * k:2 * k + 2]
+    expected = logits(gpt, ids.repeat(3, 1))[2 * k : 2 * k + 2]
     adapters.merge(k)
     assert (logits(gpt, ids) - expected).abs().max() < CLOSE
     adapters.remove()  # what was merged stays
@@ -160,19 +186,32 @@ def test_unmerge_restores_weights_and_adapters(gpt):
     adapters.unmerge()
     assert (logits(gpt, ids) - expected).abs().max() < CLOSE
     adapters.remove()
-    for name, weight in weights(gpt).items():  # W + D - D: off by a rounding of numbers below 4, 4 * 2^-24 = 2.4e-7
+    for name, weight in weights(
+        gpt
+    ).items():  # W + D - D: off by a rounding of numbers below 4, 4 * 2^-24 = 2.4e-7
         assert (weight - before[name]).abs().max() < 1e-6, name
 
 
 def test_remove_restores_every_bit_and_every_requires_grad(gpt):
     gpt.wte.weight.requires_grad_(False)
-    ids, before, wanted = random_ids(3, 10), weights(gpt), {name: p.requires_grad for name, p in gpt.named_parameters()}
-    expected, modules = logits(gpt, ids), {name: type(module) for name, module in gpt.named_modules()}
+    ids, before, wanted = (
+        random_ids(3, 10),
+        weights(gpt),
+        {name: p.requires_grad for name, p in gpt.named_parameters()},
+    )
+    expected, modules = (
+        logits(gpt, ids),
+        {name: type(module) for name, module in gpt.named_modules()},
+    )
     adapters = filled(attach(gpt, 3, CONFIG))
-    assert not any(p.requires_grad for name, p in gpt.named_parameters() if not name.endswith((".A", ".B")))
+    assert not any(
+        p.requires_grad for name, p in gpt.named_parameters() if not name.endswith((".A", ".B"))
+    )
     adapters.remove()
     after = weights(gpt)
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
     assert {name: p.requires_grad for name, p in gpt.named_parameters()} == wanted
     assert {name: type(module) for name, module in gpt.named_modules()} == modules
     assert torch.equal(logits(gpt, ids), expected)
@@ -183,29 +222,39 @@ def test_only_adapters_learn(gpt):
     before, adapters = weights(gpt), attach(gpt, 2, CONFIG)
     optimizer = torch.optim.SGD(adapters.parameters(), lr=0.1)
     gpt(random_ids(4, 8)).logsumexp(-1).sum().backward()
-    assert all(p.grad is None for name, p in gpt.named_parameters() if not name.endswith((".A", ".B")))
+    assert all(
+        p.grad is None for name, p in gpt.named_parameters() if not name.endswith((".A", ".B"))
+    )
     optimizer.step()
     for path, layer in adapters.layers.items():
         assert layer.B.abs().amax((1, 2)).min() > 0, path  # of every adapter
-        assert layer.A.grad.abs().max() == 0, path         # B was 0
+        assert layer.A.grad.abs().max() == 0, path  # B was 0
     adapters.remove()
     after = weights(gpt)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_all_adapters_start_alike_and_from_their_seed(make_gpt):
-    one, three, other = (attach(make_gpt(), K, CONFIG, seed).state() for K, seed in ((1, 0), (3, 0), (1, 1)))
+    one, three, other = (
+        attach(make_gpt(), K, CONFIG, seed).state() for K, seed in ((1, 0), (3, 0), (1, 1))
+    )
     for name in one:
         assert all(torch.equal(three[name][k], one[name][0]) for k in range(3))
         assert name.endswith(".B") or not torch.equal(one[name], other[name])
-        bound = 1 / one[name].shape[2] ** 0.5  # Kaiming-uniform with a = sqrt(5), as in the paper's code
+        bound = (
+            1 / one[name].shape[2] ** 0.5
+        )  # Kaiming-uniform with a = sqrt(5), as in the paper's code
         assert name.endswith(".B") or 0.9 * bound < one[name].abs().max() <= bound
 
 
 def test_train_and_eval_change_nothing(gpt):
     ids = random_ids(2, 10)
     adapters = filled(attach(gpt, 2, CONFIG))
-    expected, before, grads = logits(gpt, ids), weights(gpt), [p.requires_grad for p in gpt.parameters()]
+    expected, before, grads = (
+        logits(gpt, ids),
+        weights(gpt),
+        [p.requires_grad for p in gpt.parameters()],
+    )
     for mode in (gpt.train, gpt.eval, gpt.train):
         mode()
         assert torch.equal(logits(gpt, ids), expected)
@@ -226,7 +275,9 @@ def test_state_and_load_go_round_and_may_change_K(gpt):
     fresh.load(state)
     assert len(fresh) == gpt.n_adapters == 4
     assert torch.equal(logits(gpt, ids), expected)
-    assert state.keys() == fresh.state().keys() and all(torch.equal(state[name], value) for name, value in fresh.state().items())
+    assert state.keys() == fresh.state().keys() and all(
+        torch.equal(state[name], value) for name, value in fresh.state().items()
+    )
 
 
 def test_state_is_a_copy(gpt):
@@ -264,7 +315,9 @@ def test_a_failed_load_changes_nothing(make_gpt):
     before = adapters.state()
     with pytest.raises(ValueError):
         adapters.load(attach(make_gpt(mlp_dim=40), 3, CONFIG).state())
-    assert len(adapters) == 2 and all(torch.equal(before[name], value) for name, value in adapters.state().items())
+    assert len(adapters) == 2 and all(
+        torch.equal(before[name], value) for name, value in adapters.state().items()
+    )
 
 
 def test_attaching_twice_is_refused_and_leaves_the_first_in_place(gpt):

@@ -16,14 +16,31 @@ FAMILIES = {
     "llama, grouped-query, head_dim of its own, untied": ("llama", {}),
     "llama, tied": ("llama", dict(tied=True)),
     "llama, a key for every head": ("llama", dict(n_kv_head=4)),
-    "llama, one key for all heads, other theta and eps": ("llama", dict(n_kv_head=1, rope_theta=500.0, norm_eps=1e-2)),
+    "llama, one key for all heads, other theta and eps": (
+        "llama",
+        dict(n_kv_head=1, rope_theta=500.0, norm_eps=1e-2),
+    ),
     # Wavelengths here are 6, 29, 135, ... tokens: kept (below 64 / 4), blended, stretched (above 64 / 1).
     "llama 3 rope scaling": ("llama", dict(rope_scaling=(8.0, 1.0, 4.0, 64))),
-    "gpt2": ("gpt2", dict(norm="layer", position="learned", qkv_bias=True, bias=True, mlp="gelu", tied=True, n_kv_head=4, head_dim=8)),
+    "gpt2": (
+        "gpt2",
+        dict(
+            norm="layer",
+            position="learned",
+            qkv_bias=True,
+            bias=True,
+            mlp="gelu",
+            tied=True,
+            n_kv_head=4,
+            head_dim=8,
+        ),
+    ),
     "qwen2": ("qwen2", dict(qkv_bias=True, tied=True)),
     "qwen3": ("qwen3", dict(qk_norm=True, head_dim=16)),
 }
-ROPE_AND_LEARNED = pytest.mark.parametrize("settings", [{}, dict(position="learned", norm="layer", mlp="gelu")], ids=["rope", "learned"])
+ROPE_AND_LEARNED = pytest.mark.parametrize(
+    "settings", [{}, dict(position="learned", norm="layer", mlp="gelu")], ids=["rope", "learned"]
+)
 
 
 def random_ids(*shape, seed=0, vocab=48):
@@ -43,7 +60,9 @@ def test_logits_equal_those_of_transformers(twins, family, settings):
 @ROPE_AND_LEARNED
 def test_packed_documents_equal_documents_one_by_one(make_gpt, settings):
     model, lengths = make_gpt(**settings), [[5, 1, 9], [3, 12], [15]]
-    rows = [[random_ids(n, seed=10 * i + j) for j, n in enumerate(row)] for i, row in enumerate(lengths)]
+    rows = [
+        [random_ids(n, seed=10 * i + j) for j, n in enumerate(row)] for i, row in enumerate(lengths)
+    ]
     ids = torch.stack([torch.cat(row) for row in rows])
     docs = torch.tensor([[j for j, n in enumerate(row) for _ in range(n)] for row in lengths])
     with torch.no_grad():
@@ -61,7 +80,9 @@ def test_padding_on_the_left_and_on_the_right_changes_nothing(make_gpt, settings
             ids = torch.cat([random_ids(left, seed=seed), document, random_ids(right, seed=seed)])
             docs = torch.tensor([-1] * left + [0] * 9 + [-1] * right)
             with torch.no_grad():
-                difference = model(ids[None], docs[None])[0, left:left + 9] - model(document[None])[0]
+                difference = (
+                    model(ids[None], docs[None])[0, left : left + 9] - model(document[None])[0]
+                )
             assert difference.abs().max() < CLOSE
 
 
@@ -75,14 +96,20 @@ def test_a_token_changes_nothing_before_it(gpt):
     assert (before[:, 12:] - after[:, 12:]).abs().amax(-1).min() > 1e-3  # and everything from it on
 
 
-runs_of_documents = st.lists(st.tuples(st.integers(-1, 3), st.integers(1, 5)), min_size=1, max_size=6)
+runs_of_documents = st.lists(
+    st.tuples(st.integers(-1, 3), st.integers(1, 5)), min_size=1, max_size=6
+)
 
 
 @given(runs_of_documents)
 def test_positions_restart_with_each_document(runs):
-    runs = [run for i, run in enumerate(runs) if i == 0 or run[0] != runs[i - 1][0]]  # neighbours differ
+    runs = [
+        run for i, run in enumerate(runs) if i == 0 or run[0] != runs[i - 1][0]
+    ]  # neighbours differ
     docs = torch.tensor([[number for number, n in runs for _ in range(n)]])
-    assert positions_in_document(docs)[0].tolist() == [position for _, n in runs for position in range(n)]
+    assert positions_in_document(docs)[0].tolist() == [
+        position for _, n in runs for position in range(n)
+    ]
 
 
 @given(runs_of_documents, st.integers(1, 30))
@@ -102,7 +129,9 @@ def test_cache_token_by_token_and_in_pieces_equals_one_pass(make_gpt, settings):
         expected = model(ids)
         for pieces in ([1] * 20, [7, 1, 1, 11], [20]):
             cache = KVCache(model, 3, 20)
-            got = torch.cat([model(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
+            got = torch.cat(
+                [model(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1
+            )
             assert (got - expected).abs().max() < CLOSE
 
 
@@ -115,7 +144,7 @@ def test_cache_after_left_padding_equals_each_row_alone(make_gpt, settings):
     cache = KVCache(model, 3, 14)
     with torch.no_grad():
         model(ids, docs, cache)
-        got = torch.cat([model(more[:, t:t + 1], cache=cache) for t in range(5)], dim=1)
+        got = torch.cat([model(more[:, t : t + 1], cache=cache) for t in range(5)], dim=1)
         for i, row in enumerate(rows):
             alone = model(torch.cat([row, more[i]])[None])[0, -5:]
             assert (got[i] - alone).abs().max() < CLOSE
@@ -149,10 +178,16 @@ def test_a_document_longer_than_the_model_reads_is_refused_with_both_numbers(mak
 
 def test_a_row_may_be_longer_than_any_document_in_it(make_gpt):
     model = make_gpt(block_size=10)
-    assert model(random_ids(1, 30), torch.arange(3).repeat_interleave(10)[None]).shape == (1, 30, 48)
+    assert model(random_ids(1, 30), torch.arange(3).repeat_interleave(10)[None]).shape == (
+        1,
+        30,
+        48,
+    )
 
 
-@pytest.mark.parametrize("name", ["llama, grouped-query, head_dim of its own, untied", "gpt2", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["llama, grouped-query, head_dim of its own, untied", "gpt2", "qwen2", "qwen3"]
+)
 def test_gradients_equal_central_differences(make_gpt, name):
     """In float64, h = 1e-6: the difference quotient is off by h^2 (curvature) and 1e-16 / h (rounding), so 1e-7 is ample."""
     model, ids = make_gpt(**FAMILIES[name][1]).double(), random_ids(2, 12)
@@ -180,7 +215,9 @@ def test_gradients_equal_central_differences(make_gpt, name):
 
 def test_fresh_weights_come_from_the_generator_alone():
     config = GPTConfig(n_layer=2, n_embd=32, head_dim=8, mlp_dim=56)
-    one, same, other = (GPT(config).init_weights(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    one, same, other = (
+        GPT(config).init_weights(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
     for (name, a), b, c in zip(one.named_parameters(), same.parameters(), other.parameters()):
         assert torch.equal(a, b), name
         assert a.dim() == 1 or not torch.equal(a, c), name
@@ -188,14 +225,25 @@ def test_fresh_weights_come_from_the_generator_alone():
 
 def test_fresh_weights_have_the_spread_of_gpt2():
     """Standard deviations of 4096 draws and more: within 5 % (over four standard errors, 1 / sqrt(2 * 4096) = 1.1 %)."""
-    model = GPT(GPTConfig(n_layer=2, n_embd=64, head_dim=16)).init_weights(torch.Generator().manual_seed(0))
-    for layer, expected in ((model.wte, 0.02), (model.blocks[0].attn.q, 0.02), (model.blocks[1].mlp.up, 0.02),
-                            (model.blocks[0].attn.o, 0.02 / 2), (model.blocks[1].mlp.down, 0.02 / 2)):
+    model = GPT(GPTConfig(n_layer=2, n_embd=64, head_dim=16)).init_weights(
+        torch.Generator().manual_seed(0)
+    )
+    for layer, expected in (
+        (model.wte, 0.02),
+        (model.blocks[0].attn.q, 0.02),
+        (model.blocks[1].mlp.up, 0.02),
+        (model.blocks[0].attn.o, 0.02 / 2),
+        (model.blocks[1].mlp.down, 0.02 / 2),
+    ):
         assert layer.weight.std().item() == pytest.approx(expected, rel=0.05)
     assert (model.norm.weight == 1).all()
 
 
-@pytest.mark.parametrize("settings", [dict(norm="batch"), dict(position="alibi"), dict(mlp="relu"), dict(n_head=4, n_kv_head=3)], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [dict(norm="batch"), dict(position="alibi"), dict(mlp="relu"), dict(n_head=4, n_kv_head=3)],
+    ids=str,
+)
 def test_settings_that_make_no_model_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         GPTConfig(**settings)

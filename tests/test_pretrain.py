@@ -20,12 +20,16 @@ SHIPPED = Path(__file__).parent.parent / "tiny_data" / "knowledge"
 def quick(monkeypatch):
     """Measure on few people: the measured numbers of an untrained model are nought anyway."""
     measure = pretrain.measure
-    monkeypatch.setattr(pretrain, "measure", lambda model, tokenizer: measure(model, tokenizer, n=2))
+    monkeypatch.setattr(
+        pretrain, "measure", lambda model, tokenizer: measure(model, tokenizer, n=2)
+    )
 
 
 def make(out, **settings):
     said = []
-    config = PretrainConfig(**{"tokens": 6000, "batch": 4, "row_tokens": 128, "lr": 0.02, "out": str(out), **settings})
+    config = PretrainConfig(
+        **{"tokens": 6000, "batch": 4, "row_tokens": 128, "lr": 0.02, "out": str(out), **settings}
+    )
     return pretrain_knowledge(config, said.append), said
 
 
@@ -45,9 +49,16 @@ def test_a_few_steps_make_a_checkpoint_that_loads_and_has_learnt(quick, tmp_path
     model, tokenizer = load(tmp_path / "a")
     rng = np.random.default_rng(5)
     # An untrained model is at ln V = 6.2 (it cannot tell tokens apart); a dozen steps are enough to learn which are frequent.
-    assert slow_loss(model, tokenizer, [world.document(rng) for _ in range(20)]) < math.log(tokenizer.vocab_size) - 0.5
+    assert (
+        slow_loss(model, tokenizer, [world.document(rng) for _ in range(20)])
+        < math.log(tokenizer.vocab_size) - 0.5
+    )
     about = json.loads((tmp_path / "a" / "config.json").read_text())["about"]
-    assert about.items() >= measured.items() and "--seed 0" in about["command"] and "--tokens 6000" in about["command"]
+    assert (
+        about.items() >= measured.items()
+        and "--seed 0" in about["command"]
+        and "--tokens 6000" in about["command"]
+    )
     assert all(0 <= v <= 1 for v in measured.values()) and "reading" in measured
     assert any("reading" in line for line in said) and any("minutes" in line for line in said)
 
@@ -67,6 +78,7 @@ def test_an_unwritable_place_is_told_before_the_work(quick, tmp_path, monkeypatc
 
     def late(*args):
         raise AssertionError("it trained first")
+
     monkeypatch.setattr(pretrain, "losses", late)
     with pytest.raises(UserError, match="file") as e:
         make(tmp_path / "file" / "below")
@@ -78,8 +90,14 @@ def test_the_shipped_model_measures_as_its_config_says(pretrained):
     measured = pretrain.measure(*pretrained)
     assert set(measured) <= set(about)
     for name, value in measured.items():
-        assert value == pytest.approx(about[name], abs=.02), name  # of 200 answers, up to 4 may tip over by rounding on another machine
-    assert about["reading"] >= .95 and about["general knowledge"] >= .95 and about["strangers, closed book"] <= .2
+        assert value == pytest.approx(about[name], abs=0.02), (
+            name
+        )  # of 200 answers, up to 4 may tip over by rounding on another machine
+    assert (
+        about["reading"] >= 0.95
+        and about["general knowledge"] >= 0.95
+        and about["strangers, closed book"] <= 0.2
+    )
 
 
 def test_the_shipped_model_reads_in_a_slow_loop_too(pretrained):
@@ -93,10 +111,12 @@ def test_the_shipped_model_reads_in_a_slow_loop_too(pretrained):
             start = len(ids)
             while len(ids) < start + 8 and "\n" not in tokenizer.decode(ids[start:]):
                 with torch.no_grad():
-                    ids.append(model(torch.tensor([ids]))[0, -1, :tokenizer.vocab_size].argmax().item())
+                    ids.append(
+                        model(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size].argmax().item()
+                    )
             right += tokenizer.decode(ids[start:]).split("\n")[0].strip() == answer
             n += 1
-    assert right / n >= .9  # .95 or more is promised; of 20 answers one more may be wrong
+    assert right / n >= 0.9  # .95 or more is promised; of 20 answers one more may be wrong
 
 
 def test_the_shipped_checkpoint_is_small():

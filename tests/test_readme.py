@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from minseal.cli import main
 import pytest
+
+from minseal.cli import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -12,13 +13,18 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 def test_library_snippet_runs_and_the_adapted_model_scores_higher(monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parent.parent)
     (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len([line for line in snippet.splitlines() if line.strip()]) <= 18  # "about fifteen lines"
+    assert (
+        len([line for line in snippet.splitlines() if line.strip()]) <= 18
+    )  # "about fifteen lines"
     names = {}
     exec(snippet, names)
     before, after = (float(x) for x in re.findall(r"\d\.\d+", capsys.readouterr().out)[:2])
     assert after > before  # two rounds on 16 passages
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"^    minseal ([a-z]+(?: [a-z]+)?)", README, re.MULTILINE))))
+
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"^    minseal ([a-z]+(?: [a-z]+)?)", README, re.MULTILINE)))
+)
 def test_every_command_in_the_readme_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command.split(), "--help"])

@@ -23,8 +23,12 @@ def shown(config, name):
 def test_digits_are_the_grids_row_by_row():
     text = shown(ShowConfig(color="no"), TASK.id)
     rows = re.findall(r"^  ((?:\d )+) *(?:->)? *((?:\d ?)+)$", text, re.MULTILINE)
-    assert [tuple(map(int, left.split())) for left, _ in rows] == [row for p in (*TASK.demonstrations, *TASK.tests) for row in p.input]
-    assert [tuple(map(int, right.split())) for _, right in rows] == [row for p in (*TASK.demonstrations, *TASK.tests) for row in p.output]
+    assert [tuple(map(int, left.split())) for left, _ in rows] == [
+        row for p in (*TASK.demonstrations, *TASK.tests) for row in p.input
+    ]
+    assert [tuple(map(int, right.split())) for _, right in rows] == [
+        row for p in (*TASK.demonstrations, *TASK.tests) for row in p.output
+    ]
     assert "\033" not in text
 
 
@@ -32,7 +36,9 @@ def test_blocks_have_the_colours_of_the_cells_and_end_each_row_plain():
     grid = ((0, 9), (3, 3))
     for line, row in zip(blocks([grid], True).split("\n"), grid):
         found = re.findall(r"\033\[48;2;(\d+);(\d+);(\d+)m  ", line)
-        assert ["#%02x%02x%02x" % tuple(map(int, rgb)) for rgb in found] == [PALETTE[c] for c in row]
+        assert ["#%02x%02x%02x" % tuple(map(int, rgb)) for rgb in found] == [
+            PALETTE[c] for c in row
+        ]
         assert line.endswith("\033[0m")
 
 

@@ -13,9 +13,12 @@ from .arc import MOST, Grid, Pair
 @dataclass(frozen=True)
 class Augmentation:
     """One change, made alike to every grid of a task, and the way back: inverse(apply(grid)) == grid."""
+
     name: str
     apply: Callable[[Grid], Grid]
-    inverse: Callable[[Grid], Grid | None]  # None of a grid that apply makes of no grid: an odd number of rows is never 'height 2'
+    inverse: Callable[
+        [Grid], Grid | None
+    ]  # None of a grid that apply makes of no grid: an odd number of rows is never 'height 2'
 
 
 def training_tasks(task, groups, colours, n, rng, palette=range(10), most=MOST):
@@ -30,14 +33,25 @@ def training_tasks(task, groups, colours, n, rng, palette=range(10), most=MOST):
     own; because so every self-edit costs the same per epoch, and a self-edit can tell a rule about colours from one about places.
     """
     if unknown := sorted(set(groups) - set(GROUPS)):
-        raise ValueError(f"{unknown[0]!r} is no group of augmentations; expected some of {', '.join(GROUPS)}")
+        raise ValueError(
+            f"{unknown[0]!r} is no group of augmentations; expected some of {', '.join(GROUPS)}"
+        )
     if len(task.demonstrations) < 2:
-        raise ValueError(f"task {task.id} has {len(task.demonstrations)} demonstrations; expected at least 2, one to ask for and one to show")
+        raise ValueError(
+            f"task {task.id} has {len(task.demonstrations)} demonstrations; expected at least 2, one to ask for and one to show"
+        )
     pool = leave_out(task, 1) + leave_out(task, 2)
     if transform(pool[0], IDENTITY, most) is None:  # would be drawn again for ever
-        raise ValueError(f"task {task.id} has a demonstration with a grid larger than {most} x {most}")
-    makers = [*_fixed(IDENTITY), *(maker for name in GROUPS if name in groups for maker in GROUPS[name])]
-    which, how = rng.spawn(2)  # two streams of luck: which demonstrations are drawn does not depend on the augmentations
+        raise ValueError(
+            f"task {task.id} has a demonstration with a grid larger than {most} x {most}"
+        )
+    makers = [
+        *_fixed(IDENTITY),
+        *(maker for name in GROUPS if name in groups for maker in GROUPS[name]),
+    ]
+    which, how = rng.spawn(
+        2
+    )  # two streams of luck: which demonstrations are drawn does not depend on the augmentations
     out = []
     for _ in range(n):
         drawn = reorder(pool[which.integers(len(pool))], which)
@@ -49,6 +63,7 @@ def training_tasks(task, groups, colours, n, rng, palette=range(10), most=MOST):
 
 # ---- from a task to a task -------------------------------------------------------------------------------------------
 
+
 def leave_out(task, n):
     """Each demonstration in turn becomes the test of the others, of which n - 1 more are left away, in every way. -> [GridTask, ...]
 
@@ -57,21 +72,34 @@ def leave_out(task, n):
     """
     pairs, out = task.demonstrations, []
     for i, test in enumerate(pairs if len(pairs) > n else ()):
-        others = pairs[:i] + pairs[i + 1:]
-        out += [replace(task, demonstrations=kept, tests=(test,)) for kept in combinations(others, len(pairs) - n)]
+        others = pairs[:i] + pairs[i + 1 :]
+        out += [
+            replace(task, demonstrations=kept, tests=(test,))
+            for kept in combinations(others, len(pairs) - n)
+        ]
     return out
 
 
 def transform(task, augmentation, most=MOST):
     """The task with every grid augmented (an output of None stays None), or None if one of them outgrows most x most."""
     new = _with_grids(task, augmentation.apply)
-    grids = [grid for pair in new.demonstrations + new.tests for grid in (pair.input, pair.output) if grid is not None]
+    grids = [
+        grid
+        for pair in new.demonstrations + new.tests
+        for grid in (pair.input, pair.output)
+        if grid is not None
+    ]
     return new if all(len(grid) <= most and len(grid[0]) <= most for grid in grids) else None
 
 
 def reorder(task, rng):
     """The task with its demonstrations in random order."""
-    return replace(task, demonstrations=tuple(task.demonstrations[i] for i in rng.permutation(len(task.demonstrations))))
+    return replace(
+        task,
+        demonstrations=tuple(
+            task.demonstrations[i] for i in rng.permutation(len(task.demonstrations))
+        ),
+    )
 
 
 def permute_colours(task, rng, palette=range(10)):
@@ -104,12 +132,17 @@ def inverse_mapping(mapping):
 
 def _with_grids(task, change):
     def pairs(old):
-        return tuple(Pair(change(pair.input), None if pair.output is None else change(pair.output)) for pair in old)
+        return tuple(
+            Pair(change(pair.input), None if pair.output is None else change(pair.output))
+            for pair in old
+        )
+
     return replace(task, demonstrations=pairs(task.demonstrations), tests=pairs(task.tests))
 
 
 # ---- the augmentations -----------------------------------------------------------------------------------------------
 # A grid is a tuple of rows, so each is told for rows, axis 0. Along axis 1 it is the same between two transpositions.
+
 
 def _transpose(grid):
     return tuple(zip(*grid))
@@ -122,6 +155,7 @@ def _along(axis, rows):
 
 def _chain(*parts, name=None):
     """One augmentation after the other, as one."""
+
     def apply(grid):
         for part in parts:
             grid = part.apply(grid)
@@ -131,6 +165,7 @@ def _chain(*parts, name=None):
         for part in reversed(parts):
             grid = None if grid is None else part.inverse(grid)
         return grid
+
     return Augmentation(name or ", then ".join(part.name for part in parts), apply, inverse)
 
 
@@ -141,18 +176,27 @@ def _growing(name, axis, grow, shrink):
     def inverse(grid):
         small = shrink(grid)
         return small if grow(small) == grid else None
+
     return Augmentation(name, grow, inverse)
 
 
 def _first_half(rows):
-    return rows[:len(rows) // 2]
+    return rows[: len(rows) // 2]
 
 
 def translate(down, right):
     """Everything moved down and to the right; what leaves on one side comes in on the other. Shifts count modulo a grid's sides."""
+
     def rolled(axis, by):
-        return _along(axis, lambda rows: rows[-by % len(rows):] + rows[:-by % len(rows)])
-    return _chain(*(Augmentation("", rolled(axis, by), rolled(axis, -by)) for axis, by in enumerate((down, right))), name=f"translate {down} {right}")
+        return _along(axis, lambda rows: rows[-by % len(rows) :] + rows[: -by % len(rows)])
+
+    return _chain(
+        *(
+            Augmentation("", rolled(axis, by), rolled(axis, -by))
+            for axis, by in enumerate((down, right))
+        ),
+        name=f"translate {down} {right}",
+    )
 
 
 def _random_translation(rng):
@@ -163,27 +207,62 @@ def _random_translation(rng):
 
 def _fixed(*augmentations):
     """Augmentations -> makers of them, for which there is nothing to draw."""
-    return tuple(lambda rng, augmentation=augmentation: augmentation for augmentation in augmentations)
+    return tuple(
+        lambda rng, augmentation=augmentation: augmentation for augmentation in augmentations
+    )
 
 
 IDENTITY = Augmentation("identity", lambda grid: grid, lambda grid: grid)
 TRANSPOSE = Augmentation("transpose", _transpose, _transpose)
-FLIPS = [Augmentation(f"flip {axis}", flip, flip) for axis in (0, 1) for flip in [_along(axis, lambda rows: rows[::-1])]]
+FLIPS = [
+    Augmentation(f"flip {axis}", flip, flip)
+    for axis in (0, 1)
+    for flip in [_along(axis, lambda rows: rows[::-1])]
+]
 ROTATE_90 = _chain(TRANSPOSE, FLIPS[0], name="rotate 90")  # counter-clockwise, as numpy counts
 ROTATE_180 = _chain(*FLIPS, name="rotate 180")
 ROTATE_270 = _chain(FLIPS[0], TRANSPOSE, name="rotate 270")
-REFLECTS = [_growing(f"reflect {axis}", axis, lambda rows: rows + rows[::-1], _first_half) for axis in (0, 1)]  # the mirror image beside the grid
-REVERSED = [_chain(flip, reflect, name=f"{reflect.name} reversed") for flip, reflect in zip(FLIPS, REFLECTS)]   # the image first
-REPEATS = [_growing(f"repeat {axis}", axis, lambda rows: rows + rows, _first_half) for axis in (0, 1)]
-HEIGHT, WIDTH = (_growing(f"{side} 2", axis, lambda rows: tuple(row for row in rows for _ in range(2)), lambda rows: rows[::2])
-                 for axis, side in enumerate(("height", "width")))
+REFLECTS = [
+    _growing(f"reflect {axis}", axis, lambda rows: rows + rows[::-1], _first_half)
+    for axis in (0, 1)
+]  # the mirror image beside the grid
+REVERSED = [
+    _chain(flip, reflect, name=f"{reflect.name} reversed") for flip, reflect in zip(FLIPS, REFLECTS)
+]  # the image first
+REPEATS = [
+    _growing(f"repeat {axis}", axis, lambda rows: rows + rows, _first_half) for axis in (0, 1)
+]
+HEIGHT, WIDTH = (
+    _growing(
+        f"{side} 2",
+        axis,
+        lambda rows: tuple(row for row in rows for _ in range(2)),
+        lambda rows: rows[::2],
+    )
+    for axis, side in enumerate(("height", "width"))
+)
 RESOLUTION = _chain(HEIGHT, WIDTH, name="resolution 2")  # every cell becomes 2 x 2
 
 # The groups a self-edit switches on or off. Each holds makers, rng -> Augmentation: what is random about one is drawn once for a task.
 GROUPS = {
-    "basic": (*_fixed(ROTATE_90, ROTATE_270, ROTATE_180, *FLIPS, *REVERSED, *REFLECTS), _random_translation, *_fixed(TRANSPOSE)),
+    "basic": (
+        *_fixed(ROTATE_90, ROTATE_270, ROTATE_180, *FLIPS, *REVERSED, *REFLECTS),
+        _random_translation,
+        *_fixed(TRANSPOSE),
+    ),
     "size": _fixed(RESOLUTION, HEIGHT, WIDTH),
-    "chain": _fixed(*(_chain(first, RESOLUTION) for first in (ROTATE_90, ROTATE_270, ROTATE_180, *FLIPS, TRANSPOSE))),
+    "chain": _fixed(
+        *(
+            _chain(first, RESOLUTION)
+            for first in (ROTATE_90, ROTATE_270, ROTATE_180, *FLIPS, TRANSPOSE)
+        )
+    ),
     "repeat": _fixed(*REPEATS, _chain(*REPEATS, name="repeat 2")),
 }
-VIEWS = (IDENTITY, TRANSPOSE, *FLIPS, ROTATE_90, ROTATE_180)  # what the paper's code shows a test in; their inverses bring the answers back
+VIEWS = (
+    IDENTITY,
+    TRANSPOSE,
+    *FLIPS,
+    ROTATE_90,
+    ROTATE_180,
+)  # what the paper's code shows a test in; their inverses bring the answers back

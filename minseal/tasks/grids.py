@@ -23,7 +23,10 @@ PALETTE = range(COLOURS)
 KINDS = ("places", "colours")
 LR, EPOCHS = (0.001, 0.003, 0.006, 0.012), (1, 3, 6)  # what pretraining has seen in self-edits
 # What suits each kind, found by trying: it is the oracle's, and nobody tells the policy.
-ORACLE = {"places": Directives(frozenset({"color"}), "outputs", 0.006, 6), "colours": Directives(frozenset({"basic"}), "outputs", 0.003, 6)}
+ORACLE = {
+    "places": Directives(frozenset({"color"}), "outputs", 0.006, 6),
+    "colours": Directives(frozenset({"basic"}), "outputs", 0.003, 6),
+}
 
 
 def draw_rule(kind, rng):
@@ -34,12 +37,15 @@ def draw_rule(kind, rng):
 def apply_rule(kind, rule, grid):
     cells, width = [cell for row in grid for cell in row], len(grid[0])
     out = [cells[i] for i in rule] if kind == "places" else [rule[cell] for cell in cells]
-    return tuple(tuple(out[i:i + width]) for i in range(0, len(out), width))
+    return tuple(tuple(out[i : i + width]) for i in range(0, len(out), width))
 
 
 # The few rules of pretraining. With many, the model would learn to read any rule off its demonstrations, and there would be nothing to train for.
 _rng = np.random.default_rng(12345)
-SEEN = {"places": [draw_rule("places", _rng) for _ in range(8)], "colours": [draw_rule("colours", _rng) for _ in range(12)]}
+SEEN = {
+    "places": [draw_rule("places", _rng) for _ in range(8)],
+    "colours": [draw_rule("colours", _rng) for _ in range(12)],
+}
 
 
 def make_task(kind, rule, rng, demonstrations=4, shape=(HEIGHT, WIDTH), id=""):
@@ -54,8 +60,14 @@ def make_task(kind, rule, rng, demonstrations=4, shape=(HEIGHT, WIDTH), id=""):
 def toy_tasks(n, seed):
     """n tasks, both kinds in turn, every rule another one and none of pretraining's."""
     if n > (most := 2 * (math.factorial(COLOURS) - max(map(len, SEEN.values())))):
-        raise UserError(f"{n} toy tasks were asked for, and there are rules for {most}: lower --contexts, --rounds or --eval-contexts")
-    rng, used, out = np.random.default_rng(seed), {(kind, rule) for kind in KINDS for rule in SEEN[kind]}, []
+        raise UserError(
+            f"{n} toy tasks were asked for, and there are rules for {most}: lower --contexts, --rounds or --eval-contexts"
+        )
+    rng, used, out = (
+        np.random.default_rng(seed),
+        {(kind, rule) for kind in KINDS for rule in SEEN[kind]},
+        [],
+    )
     while len(out) < n:
         kind = KINDS[len(out) % 2]
         if (rule := (kind, draw_rule(kind, rng))) not in used:
@@ -72,7 +84,17 @@ PATTERN = r'''\d|"[a-z_]+"(?:: )?|[a-z]+|[^\da-z"]+|"'''
 
 def sample_text(rng, n=300):
     """Text for the tokenizer: tasks, kinds and self-edits. A digit between them, since prompt and answer are encoded apart."""
-    return "0".join(part for _ in range(n) for part in (shown(seen_task(rng).demonstrations), "edit:\n", random_directives(KINDS[0], rng).to_json(), "rule:\n", statement(KINDS[rng.integers(2)])))
+    return "0".join(
+        part
+        for _ in range(n)
+        for part in (
+            shown(seen_task(rng).demonstrations),
+            "edit:\n",
+            random_directives(KINDS[0], rng).to_json(),
+            "rule:\n",
+            statement(KINDS[rng.integers(2)]),
+        )
+    )
 
 
 def statement(kind):
@@ -83,19 +105,32 @@ def statement(kind):
 def seen_task(rng, demonstrations=None):
     """A task with a rule of pretraining."""
     kind = KINDS[rng.integers(2)]
-    shape = (WIDTH, HEIGHT) if kind == "colours" and rng.random() < .4 else (HEIGHT, WIDTH)  # a place is one in a grid of one shape
-    return make_task(kind, SEEN[kind][rng.integers(len(SEEN[kind]))], rng, demonstrations or int(rng.integers(2, 6)), shape)
+    shape = (
+        (WIDTH, HEIGHT) if kind == "colours" and rng.random() < 0.4 else (HEIGHT, WIDTH)
+    )  # a place is one in a grid of one shape
+    return make_task(
+        kind,
+        SEEN[kind][rng.integers(len(SEEN[kind]))],
+        rng,
+        demonstrations or int(rng.integers(2, 6)),
+        shape,
+    )
 
 
 # How often pretraining's self-edits switch on what changes nothing here: a taste that depends on the rule, as any language model's words depend on
 # what it reads. The two switches that matter, and all numbers, are drawn evenly.
-TASTE = {"places": {"size": .8, "chain": .2}, "colours": {"size": .2, "chain": .8}}
+TASTE = {"places": {"size": 0.8, "chain": 0.2}, "colours": {"size": 0.2, "chain": 0.8}}
 
 
 def random_directives(kind, rng):
     """A self-edit of pretraining: what matters is drawn evenly, so that the policy starts without an opinion about it."""
-    on = frozenset(name for name in SWITCHES if rng.random() < TASTE[kind].get(name, .5))
-    return Directives(on, list(STRATEGIES.values())[rng.integers(2)], LR[rng.integers(len(LR))], EPOCHS[rng.integers(len(EPOCHS))])
+    on = frozenset(name for name in SWITCHES if rng.random() < TASTE[kind].get(name, 0.5))
+    return Directives(
+        on,
+        list(STRATEGIES.values())[rng.integers(2)],
+        LR[rng.integers(len(LR))],
+        EPOCHS[rng.integers(len(EPOCHS))],
+    )
 
 
 def document(task, rng):
@@ -105,11 +140,11 @@ def document(task, rng):
     learnt, or a self-edit drawn at random: so the model has a notion of the kinds, as an open model has of rotations and colours, but not of what
     follows from them for a self-edit. (Without statements `true` and `false` would become one token to it: drawn evenly, they stand in each other's places.)
     """
-    if rng.random() < .55:
+    if rng.random() < 0.55:
         context = seen_task(rng)
         return task.told(context, statement(context.kind), "outputs")
     kind = KINDS[rng.integers(2)]
     context = make_task(kind, draw_rule(kind, rng), rng, int(rng.integers(2, 6)))
-    if rng.random() < .5:
+    if rng.random() < 0.5:
         return task.told(context, statement(kind))
     return task.lesson(context, task.text_of(random_directives(kind, rng)))
