@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .errors import UserError
+from .errors import UserError  # noqa
 
 DTYPES = {
     "F64": torch.float64,

@@ -1,61 +1,77 @@
 """The inner loop: K self-edits in, K adapters out (paper section 3.1, `SFT(theta, SE)`)."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .errors import at_least, one_of
-from .lora import LoRAConfig, attach
+from .config import Settings
+from .lora import Adapters, LoRAConfig, attach
+from .model import GPT
+from .selfedit import Document, SelfEdit
+
+Rows = list[list[Document]]  # the documents of one gradient step, packed into rows
 
 
 @dataclass(frozen=True)
-class InnerConfig:
-    """How one self-edit becomes one adapter; a self-edit's own lr and epochs replace these."""
+class InnerConfig(Settings):
+    """How one self-edit becomes one adapter; a self-edit's own lr and epochs replace these.
+
+    Paper: every line is padded to 2048 tokens, q and v get LoRA. Here: documents are packed,
+    attention stays inside each, every linear layer gets LoRA, because padding was 98 % of the work
+    and the MLP learns facts best.
+    """
 
     lr: float = 3e-3  # learning rate (paper: 1e-3)
     epochs: int = 8  # passes over the self-edit's documents (paper: 10)
     batch: int = 0  # documents in one gradient step; 0: all of them (paper: 1)
-    decay: str = "none"  # none | linear: the learning rate over an adapter's steps (paper: linear)
+    decay: Literal["none", "linear"] = "none"  # of lr, over an adapter's steps (paper: linear)
     rank: int = 16  # LoRA rank (paper: 32)
     alpha: float = 32.0  # LoRA scale is alpha / rank (paper: 64)
     row_tokens: int = 256  # documents of a step are packed into rows of about so many tokens
     recompute: bool = False  # gradient checkpointing: less memory, a third more time
 
-    # Paper: every line is padded to 2048 tokens, q and v get LoRA. Here: documents are packed, attention stays inside
-    # each, and every linear layer gets LoRA, because padding was 98 % of the work and the MLP learns facts best.
-
-    def __post_init__(self):
-        at_least(self, lr=0, epochs=1, batch=0, rank=1, row_tokens=1)
-        one_of(self, decay=("none", "linear"))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(lr=0, epochs=1, batch=0, rank=1, row_tokens=1)
 
 
-def adapt(model, edits, config=InnerConfig(), seed=0, start=None, on_step=None):
-    """Train one adapter on each of K SelfEdits, all at once; returns the Adapters, attached to the model.
+def adapt(
+    model: GPT,
+    edits: list[SelfEdit],
+    config: InnerConfig = InnerConfig(),
+    seed: int = 0,
+    start: dict[str, Tensor] | None = None,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
+) -> Adapters:
+    """Train one adapter on each of K self-edits, all at once: `with adapt(...) as adapters`.
 
-    The loss is the SUM over adapters of each one's own mean over the tokens that carry loss, so no gradient mixes, and
-    Adam works element by element: with a learning rate and a number of steps for each adapter, K at once equal K one by
-    one. An adapter that has had its steps leaves the batch. One whose loss becomes NaN or infinite is set aside: its
-    update is zero and `adapters.failed[k]` gives the reason; the others do not notice.
+    The loss is the SUM over adapters of each one's own mean over the tokens that carry loss, so no
+    gradient mixes, and Adam works element by element: K at once equal K one by one. An adapter
+    that has had its steps leaves the batch. One whose loss becomes NaN or infinite is set aside:
+    its update is zero and `adapters.failed[k]` gives the reason; the others do not notice.
     `adapters.losses[k]` lists adapter k's loss at every step.
-    start: an Adapters.state() to go on from, of one adapter or of K; on_step(step, steps, loss (K,)): called after each.
-    Raises ValueError if there is no edit, an empty one, or a document longer than the model can read; RuntimeError if the
-    model has adapters already. The model is left plain then.
+
+    start: an Adapters.state() to go on from, of one adapter or of K.
+    on_step(step, steps, loss (adapters still training,)): called after each.
+    Raises ValueError if there is no edit, an empty one, or a document longer than the model can
+    read; RuntimeError if the model has adapters already. The model is left plain then.
     """
     if not edits or not all(edit.documents for edit in edits):
-        raise ValueError(
-            "adapt() needs at least one self-edit, and each needs at least one document"
-        )
-    plans = [plan(edit, config, seed) for edit in edits]
-    lr = [edit.lr if edit.lr is not None else config.lr for edit in edits]
+        raise ValueError("adapt() needs self-edits, and each needs at least one document")
+    courses = [Course.of(edit, config, seed) for edit in edits]
     adapters = attach(model, len(edits), LoRAConfig(config.rank, config.alpha), seed)
     model.recompute = config.recompute
     try:
-        if start is not None:
-            adapters.load({name: t.expand(len(edits), *t.shape[1:]) for name, t in start.items()})
-        train(model, adapters, plans, lr, config.decay, on_step)
+        if start:
+            adapters.load(start)
+        train(model, adapters, courses, config.decay, on_step)
     except BaseException:
         adapters.remove()
         raise
@@ -64,181 +80,166 @@ def adapt(model, edits, config=InnerConfig(), seed=0, start=None, on_step=None):
     return adapters
 
 
-def train(model, adapters, plans, lr, decay, on_step=None):
-    """The steps of adapt(): plans[k] and lr[k] belong to adapter k."""
-    adam, ready = Adam(adapters.parameters()), [p.detach().clone() for p in adapters.parameters()]
-    adapters.failed, adapters.losses = {}, [[] for _ in plans]
-    active = list(range(len(plans)))
-    for step in range(max(len(p) for p in plans)):
-        leaving = [i for i, k in enumerate(active) if step == len(plans[k]) or k in adapters.failed]
-        active = leave(leaving, active, adapters, adam, ready)
-        if not active:
-            break
-        loss = losses(model, [plans[k][step] for k in active])  # (K,), K still active
+@dataclass
+class Course:
+    """What one adapter has to learn, and what became of it."""
+
+    steps: list[Rows]
+    lr: float
+    losses: list[float] = field(default_factory=list)
+    failed: str = ""
+    weights: list[Tensor] = field(default_factory=list)  # in the end: each A (R, in), B (out, R)
+
+    @classmethod
+    def of(cls, edit: SelfEdit, config: InnerConfig, seed: int) -> "Course":
+        """All gradient steps of one self-edit."""
+        lr = config.lr if edit.lr is None else edit.lr
+        epochs = config.epochs if edit.epochs is None else edit.epochs
+        documents, rng, steps = list(edit.documents), np.random.default_rng(seed), []
+        size = config.batch or len(documents)
+        for _ in range(epochs):
+            if config.batch:  # the order matters only if an epoch has several steps
+                documents = [documents[i] for i in rng.permutation(len(documents))]
+            for i in range(0, len(documents), size):
+                steps.append(pack(documents[i : i + size], config.row_tokens))
+        return cls(steps, lr)
+
+    def rate(self, step: int, decay: str) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self.lr * (1 - step / len(self.steps) if decay == "linear" else 1)
+
+    def note(self, loss: float) -> None:
+        self.losses.append(loss)
+        if not np.isfinite(loss):
+            self.failed = f"loss became {loss} at step {len(self.losses)}"
+
+    def is_over(self) -> bool:
+        return bool(self.failed) or len(self.losses) == len(self.steps)
+
+    def end(self, weights: list[Tensor]) -> None:
+        """Keep the adapter's last weights; those of one that failed are zero."""
+        if not self.failed and not all(w.isfinite().all() for w in weights):
+            self.failed = "weights became infinite in the last step"
+        self.weights = [torch.zeros_like(w) if self.failed else w.clone() for w in weights]
+
+
+def train(
+    model: GPT,
+    adapters: Adapters,
+    courses: list[Course],
+    decay: str,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
+) -> None:
+    """The steps of adapt(): courses[k] is adapter k's."""
+    cohort, most = Cohort(adapters, courses), max(len(course.steps) for course in courses)
+    for step in range(most):
+        loss = losses(model, [course.steps[step] for course in cohort.courses])  # (K,)
         gradients = torch.autograd.grad(loss.sum(), adapters.parameters())
-        for k, value in zip(active, loss.tolist()):
-            adapters.losses[k].append(value)
-            if not np.isfinite(value):
-                adapters.failed[k] = f"loss became {value} at step {step + 1}"
-        fraction = [1 - step / len(plans[k]) if decay == "linear" else 1.0 for k in active]
-        adam.step(
-            adapters.parameters(),
-            gradients,
-            torch.tensor([lr[k] * x for k, x in zip(active, fraction)]),
-        )
+        rates = torch.tensor([course.rate(step, decay) for course in cohort.courses])  # (K,)
+        cohort.adam.step(adapters.parameters(), gradients, rates)
+        for course, value in zip(cohort.courses, loss.tolist()):
+            course.note(value)
         if on_step:
-            on_step(step + 1, max(len(p) for p in plans), loss)
-    leave(range(len(active)), active, adapters, adam, ready)
-    for k in range(len(plans)):
-        if not all(p[k].isfinite().all() for p in ready):
-            adapters.failed.setdefault(k, "weights became infinite in the last step")
-    for p in ready:
-        p[list(adapters.failed)] = 0
-    adapters.replace(ready)
+            on_step(step + 1, most, loss)
+        cohort.let_go()
+        if not cohort.courses:
+            break
+    adapters.replace(torch.stack(p) for p in zip(*(course.weights for course in courses)))
+    adapters.losses = [course.losses for course in courses]
+    adapters.failed = {k: course.failed for k, course in enumerate(courses) if course.failed}
 
 
-def losses(model, rows):
-    """rows[k]: the packed rows of adapter k. Returns (K,): each adapter's mean loss over its loss-carrying tokens."""
-    ids, docs, targets = (x.to(model.wte.weight.device) for x in to_tensors(rows))  # each (K b, T)
-    hidden = model.hidden(ids, docs)  # (K b, T, C)
-    carries = targets >= 0  # (K b, T), b rows an adapter
-    each = cross_entropy(model.head, hidden[carries], targets[carries])  # (N,), N carrying tokens
-    owner = carries.view(len(rows), -1).nonzero()[:, 0]  # (N,)
-    total = each.new_zeros(len(rows)).index_add(0, owner, each)  # (K,)
-    return total / owner.bincount(minlength=len(rows)).clamp(min=1)  # (K,)
+class Cohort:
+    """The adapters that still train, side by side: courses[i] is that of row group i."""
 
+    def __init__(self, adapters: Adapters, courses: list[Course]) -> None:
+        self.adapters, self.courses = adapters, list(courses)
+        self.adam = Adam(adapters.parameters())
 
-def cross_entropy(head, hidden, targets, most_logits=2**24):
-    """The loss (N,) at hidden (N, C), targets (N,). Not more than about `most_logits` numbers are held at once.
-
-    An open model has 50,000 to 150,000 logits a token: kept for the backward pass, they would outweigh all else.
-    """
-    size = max(1, most_logits // head.out_features)
-    if len(hidden) <= size:
-        return F.cross_entropy(head(hidden).float(), targets, reduction="none")  # (N,)
-
-    def part(h, t):
-        return F.cross_entropy(head(h).float(), t, reduction="none")  # (size,)
-
-    return torch.cat(
-        [
-            checkpoint(part, h, t, use_reentrant=False)
-            for h, t in zip(hidden.split(size), targets.split(size))
-        ]
-    )  # (N,)
+    @torch.no_grad()
+    def let_go(self) -> None:
+        """Adapters whose course is over leave the batch; the others close up."""
+        stay = [i for i, course in enumerate(self.courses) if not course.is_over()]
+        if len(stay) == len(self.courses):
+            return
+        for i, course in enumerate(self.courses):
+            if course.is_over():
+                course.end([p[i] for p in self.adapters.parameters()])
+        self.courses = [self.courses[i] for i in stay]
+        if stay:
+            self.adapters.replace([p[stay] for p in self.adapters.parameters()])
+            self.adam.m = [m[stay] for m in self.adam.m]  # each (fewer K, ., .)
+            self.adam.v = [v[stay] for v in self.adam.v]
 
 
 class Adam:
     """Adam (arXiv 1412.6980) whose learning rate is a vector: one for each adapter."""
 
-    def __init__(self, params, betas=(0.9, 0.999), eps=1e-8):
-        self.m, self.v = (
-            [torch.zeros_like(p) for p in params],
-            [torch.zeros_like(p) for p in params],
-        )
+    def __init__(
+        self,
+        params: list[nn.Parameter],
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        self.m = [torch.zeros_like(p) for p in params]
+        self.v = [torch.zeros_like(p) for p in params]
         self.betas, self.eps, self.steps = betas, eps, 0
 
     @torch.no_grad()
-    def step(self, params, gradients, lr):
+    def step(self, params: list[nn.Parameter], gradients: tuple[Tensor, ...], lr: Tensor) -> None:
         """params and gradients: lists of (K, ., .); lr: (K,)."""
         self.steps += 1
-        (b1, b2), scale = self.betas, (1 - self.betas[1] ** self.steps) ** 0.5
-        rate = (-lr * scale / (1 - b1**self.steps)).to(params[0])[
-            :, None, None
-        ]  # (K, 1, 1), bias corrections folded in
+        b1, b2 = self.betas
+        scale = (1 - b2**self.steps) ** 0.5  # both bias corrections are folded into rate and eps
+        rate = (-lr * scale / (1 - b1**self.steps)).to(params[0])[:, None, None]  # (K, 1, 1)
         for p, g, m, v in zip(params, gradients, self.m, self.v):
             m.lerp_(g, 1 - b1)
             v.mul_(b2).addcmul_(g, g, value=1 - b2)
             p.addcmul_(m / v.sqrt().add_(self.eps * scale), rate)
 
 
-@torch.no_grad()
-def leave(leaving, active, adapters, adam, ready):
-    """Store the adapters at positions `leaving` of the batch in `ready` and close the gap; returns who is still active."""
-    leaving = list(leaving)
-    if not leaving:
-        return active
-    gone, stay = (
-        [active[i] for i in leaving],
-        [i for i in range(len(active)) if i not in set(leaving)],
-    )
-    for final, p in zip(ready, adapters.parameters()):
-        final[gone] = p[leaving]
-    if stay:
-        adapters.replace([p[stay] for p in adapters.parameters()])  # each (fewer K, ., .)
-        adam.m, adam.v = [m[stay] for m in adam.m], [v[stay] for v in adam.v]  # likewise
-    return [active[i] for i in stay]
+# ---- loss ----------------------------------------------------------------------------------------
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------------
+def losses(model: GPT, rows: list[Rows]) -> Tensor:
+    """rows[k]: the packed rows of adapter k. Returns (K,): each one's loss.
+
+    That is the weighted sum of the losses over its tokens that carry loss, by their number.
+    """
+    device = model.wte.weight.device
+    ids, docs, targets, weights = (x.to(device) for x in to_tensors(rows))  # each (K b, T)
+    hidden = model.hidden(ids, docs)  # (K b, T, C)
+    carries = targets >= 0  # (K b, T), b rows an adapter
+    each = cross_entropy(model.head, hidden[carries], targets[carries])  # (N,), N carrying tokens
+    owner = carries.view(len(rows), -1).nonzero()[:, 0]  # (N,)
+    total = each.new_zeros(len(rows)).index_add(0, owner, each * weights[carries])  # (K,)
+    return total / owner.bincount(minlength=len(rows)).clamp(min=1)  # (K,)
 
 
-def side_by_side(model, edits, config, at_most, memory=0.0):
-    """Cut the edits into groups that train at once: as many as fit into `memory` GB (0: no limit), at most `at_most`, at least one: [[index, ...], ...]"""
-    sizes = [footprint(model, edit, config) if memory else 0 for edit in edits]
-    groups = []
-    for i in range(len(edits)):
-        with_it = (groups[-1] if groups else []) + [i]
-        too_much = (
-            len(with_it) * max(sizes[j] for j in with_it) > memory * 1e9
-        )  # the largest counts: the others are padded to it
-        if not groups or len(with_it) > at_most or too_much:
-            groups.append([i])
-        else:
-            groups[-1].append(i)
-    return groups
+def cross_entropy(
+    head: nn.Linear, hidden: Tensor, targets: Tensor, most_logits: int = 2**24
+) -> Tensor:
+    """The loss (N,) at hidden (N, C), targets (N,), with at most `most_logits` numbers at once.
+
+    An open model has 50,000 to 150,000 logits a token: kept for the backward pass, they would
+    outweigh all else.
+    """
+
+    def part(h: Tensor, t: Tensor) -> Tensor:
+        return F.cross_entropy(head(h).float(), t, reduction="none")  # (size,)
+
+    size = max(1, most_logits // head.out_features)
+    if len(hidden) <= size:
+        return part(hidden, targets)  # (N,)
+    parts = zip(hidden.split(size), targets.split(size))
+    return torch.cat([checkpoint(part, h, t, use_reentrant=False) for h, t in parts])  # (N,)
 
 
-def footprint(model, edit, config):
-    """About how many bytes one adapter takes while it trains on this edit."""
-    c, bytes_of = model.config, model.wte.weight.element_size()
-    heads, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
-    widths = (
-        2 * (heads + c.n_embd) + 2 * (kv + c.n_embd) + 3 * (c.mlp_dim + c.n_embd)
-    )  # in + out of q and o, k and v, the MLP
-    lora = (
-        c.n_layer * widths * config.rank * 4 * 6
-    )  # float32: A and B, their gradients, two moments of Adam, two copies while adapters come and go
-    tokens = max(
-        sum(len(d.ids) for row in rows for d in row)
-        for rows in plan(edit, replace(config, epochs=1), 0)
-    )
-    # Kept by a block for the backward pass, per token (counted; a quarter more for what comes and goes).
-    block = (
-        1.25
-        * bytes_of
-        * (
-            4 * c.n_embd
-            + (4 if c.qk_norm else 3) * heads
-            + 2 * kv
-            + (4 if c.mlp == "swiglu" else 2) * c.mlp_dim
-            + 7 * config.rank
-        )
-    )
-    return lora + tokens * (
-        block + c.n_layer * c.n_embd * bytes_of if config.recompute else c.n_layer * block
-    )
+# ---- documents into rows -------------------------------------------------------------------------
 
 
-# ---- documents into rows ---------------------------------------------------------------------------------------------
-
-
-def plan(edit, config, seed):
-    """All gradient steps of one self-edit: [step][row] = the documents packed into that row."""
-    epochs = edit.epochs if edit.epochs is not None else config.epochs
-    documents, rng, steps = list(edit.documents), np.random.default_rng(seed), []
-    size = config.batch or len(documents)
-    for _ in range(epochs):
-        if config.batch:  # the order matters only if an epoch has several steps
-            documents = [documents[i] for i in rng.permutation(len(documents))]
-        steps += [
-            pack(documents[i : i + size], config.row_tokens) for i in range(0, len(documents), size)
-        ]
-    return steps
-
-
-def pack(documents, row_tokens):
-    """Fill rows of at most `row_tokens` tokens in order; a longer document has a row to itself."""
+def pack(documents: list[Document], row_tokens: int) -> Rows:
+    """Fill rows of at most `row_tokens` tokens in order; a longer document has one to itself."""
     rows, room = [], 0
     for document in documents:
         if len(document.ids) > room or not rows:
@@ -249,25 +250,25 @@ def pack(documents, row_tokens):
     return rows
 
 
-def to_tensors(rows):
-    """rows[k]: packed rows of adapter k -> ids, docs, targets, each (K b, T): b and T of the largest, the rest padding.
+def to_tensors(rows: list[Rows]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """rows[k]: packed rows of adapter k -> ids, docs, targets, weights, each (K b, T).
 
-    docs numbers the documents of a row, -1 is padding (model.py). targets[t] is the token to predict at t, or -1 where
+    b and T are the largest, the rest is padding. docs numbers the documents of a row, -1 is padding
+    (model.py). targets[t] is the token to predict at t, weights[t] the weight of its loss; -1 where
     nothing is: at a document's end, at padding, and before a token that carries no loss.
     """
     b = max(len(r) for r in rows)
     flat = [row for r in rows for row in r + [[]] * (b - len(r))]  # K b rows
-    T = max(sum(len(d.ids) for d in row) for row in flat)
-    ids, docs, targets = (
-        np.zeros((len(flat), T), np.int64),
-        np.full((len(flat), T), -1),
-        np.full((len(flat), T), -1),
-    )  # each (K b, T)
+    shape = len(flat), max(sum(len(d.ids) for d in row) for row in flat)  # (K b, T)
+    ids, docs, targets = np.zeros(shape, np.int64), np.full(shape, -1), np.full(shape, -1)
+    weights = np.zeros(shape, np.float32)
     for i, row in enumerate(flat):
         t = 0
         for number, d in enumerate(row):
             end = t + len(d.ids)
             ids[i, t:end], docs[i, t:end] = d.ids, number
-            targets[i, t : end - 1] = np.where(d.loss[1:], d.ids[1:], -1)
+            weights[i, t : end - 1] = d.weights[1:]
+            targets[i, t : end - 1] = np.where(weights[i, t : end - 1] != 0, d.ids[1:], -1)
             t = end
-    return torch.from_numpy(ids), torch.from_numpy(docs), torch.from_numpy(targets)  # each (K b, T)
+    ids, docs, targets, weights = map(torch.from_numpy, (ids, docs, targets, weights))
+    return ids, docs, targets, weights  # each (K b, T)

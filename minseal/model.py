@@ -2,21 +2,24 @@
 
 Shape letters, here and everywhere in minseal:
 B rows, T tokens, C channels, H heads, D head size, V vocabulary, K adapters, R LoRA rank
-(and S: tokens held by a key-value cache, new ones included; H_kv: key-value heads, fewer than H in grouped-query attention).
+(and S: tokens held by a key-value cache, new ones included; H_kv: key-value heads, fewer than H in
+grouped-query attention).
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """What distinguishes one decoder from another. The defaults are minseal's tiny model, a small Llama."""
+    """What distinguishes one decoder from another. The defaults are a small Llama."""
 
     vocab_size: int = 512
     block_size: int = 512  # most tokens that one document may have
@@ -26,29 +29,25 @@ class GPTConfig:
     n_embd: int = 128
     head_dim: int = 32  # D; Qwen3 has head_dim != n_embd / n_head
     mlp_dim: int = 344  # width inside the MLP
-    norm: str = "rms"  # rms | layer
+    norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-5
-    position: str = "rope"  # rope | learned
+    position: Literal["rope", "learned"] = "rope"
     rope_theta: float = 10_000.0
-    rope_scaling: tuple | None = (
-        None  # Llama 3: (factor, low_freq_factor, high_freq_factor, original block_size)
-    )
+    rope_scaling: tuple | None = None  # Llama 3: (factor, low_freq_factor, high_freq_factor,
+    #                                               original block_size)
     qkv_bias: bool = False  # GPT-2 and Qwen2.5 have one
     bias: bool = False  # on the other linear layers (GPT-2)
     qk_norm: bool = False  # Qwen3: RMSNorm of every head's query and key
-    mlp: str = "swiglu"  # swiglu | gelu
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
     tied: bool = True  # the head is the transposed token embedding
 
-    def __post_init__(self):
-        for name, allowed in (
-            ("norm", ("rms", "layer")),
-            ("position", ("rope", "learned")),
-            ("mlp", ("swiglu", "gelu")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"GPTConfig.{name} is {getattr(self, name)!r}; expected one of {allowed}"
-                )
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if (words := get_args(kind)) and isinstance(words[0], str):
+                if getattr(self, name) not in words:
+                    raise ValueError(
+                        f"GPTConfig.{name} is {getattr(self, name)!r}; expected one of {words}"
+                    )
         if self.n_head % self.n_kv_head:
             raise ValueError(
                 f"n_head ({self.n_head}) must be a multiple of n_kv_head ({self.n_kv_head})"
@@ -58,15 +57,15 @@ class GPTConfig:
 class GPT(nn.Module):
     """A decoder-only transformer. `model(ids)` gives logits."""
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.n_adapters = None  # how many LoRA adapters are attached (lora.py)
-        self.recompute = False  # gradient checkpointing: keep each block's input only, and run it again for the backward pass
+        self.n_adapters: int | None = None  # how many LoRA adapters are attached (lora.py)
+        # Gradient checkpointing: keep each block's input only, run it again for the backward pass.
+        self.recompute = False
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = (
-            nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
-        )
+        learned = config.position == "learned"
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if learned else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -77,39 +76,39 @@ class GPT(nn.Module):
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, ids, docs=None, cache=None):
+    def forward(self, ids: Tensor, docs: Tensor | None = None, cache: Any = None) -> Tensor:
         """Logits (B, T, V) of the token after each of `ids` (B, T).
 
-        docs: (B, T) integers, the document that each token belongs to; -1 is padding. A token attends only to
-            earlier tokens of its own document, and positions restart with each document, so several documents
-            can be packed into one row. None: every row is one document.
-        cache: a KVCache that holds the tokens before `ids`; it is extended by them.
+        docs: (B, T) integers, the document that each token belongs to; -1 is padding. A token
+            attends only to earlier tokens of its own document, and positions restart with each
+            document, so several can be packed into one row. None: every row is one document.
+        cache: a sample.KVCache of the tokens before `ids`; it is extended by them.
+        Raises ValueError if a document is longer than block_size.
         """
         return self.head(self.hidden(ids, docs, cache))  # (B, T, V)
 
-    def hidden(self, ids, docs=None, cache=None):
-        """Like forward, but stops before the head: (B, T, C). Sampling wants the head at one position only."""
+    def hidden(self, ids: Tensor, docs: Tensor | None = None, cache: Any = None) -> Tensor:
+        """Like forward, but stops before the head: (B, T, C)."""
         if cache is not None:
-            positions, mask = cache.extend(ids, docs)
+            positions, mask = cache.extend(ids, docs)  # (B, T), (B, 1, T, S)
         elif docs is not None:
-            positions = positions_in_document(docs).masked_fill(docs < 0, 0)  # (B, T), 0 at padding
+            positions = positions_in_document(docs).masked_fill(docs < 0, 0)  # (B, T)
             mask = same_document(docs, docs)  # (B, 1, T, T)
         else:
             positions, mask = torch.arange(ids.shape[1], device=ids.device)[None], None  # (1, T)
-        longest = ids.shape[1] if mask is None else int(positions.max()) + 1
-        if longest > self.config.block_size:
-            raise ValueError(
-                f"a document of {longest} tokens is longer than the model can read ({self.config.block_size})"
-            )
+        # Only a row longer than block_size can hold too long a document: to look costs a GPU sync.
+        if (ids.shape[1] if mask is None else mask.shape[-1]) > self.config.block_size:
+            if (longest := int(positions.max()) + 1) > self.config.block_size:
+                raise ValueError(
+                    f"a document of {longest} tokens is longer than the model can read "
+                    f"({self.config.block_size})"
+                )
 
         x = self.wte(ids)  # (B, T, C)
         if self.wpe is not None:
             x, rope = x + self.wpe(positions), None  # (B, T, C)
         else:
-            rope = (
-                self.cos[positions].unsqueeze(1),
-                self.sin[positions].unsqueeze(1),
-            )  # each (B, 1, T, D)
+            rope = self.cos[positions][:, None], self.sin[positions][:, None]  # each (B, 1, T, D)
         for i, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, mask, cache, i, use_reentrant=False)  # (B, T, C)
@@ -117,8 +116,12 @@ class GPT(nn.Module):
                 x = block(x, rope, mask, cache, i)  # (B, T, C)
         return self.norm(x)
 
-    def init_weights(self, generator):
-        """Fresh weights for pretraining, as in GPT-2: N(0, 0.02), residual projections smaller by sqrt(2 n_layer)."""
+    def size(self) -> int:
+        """How many parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def init_weights(self, generator: torch.Generator) -> "GPT":
+        """Fresh weights as in GPT-2: N(0, 0.02), residual projections / sqrt(2 n_layer)."""
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 residual = name.endswith(("attn.o.weight", "mlp.down.weight"))
@@ -130,7 +133,7 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.norm1, self.attn = make_norm(config), Attention(config)
         self.norm2, self.mlp = make_norm(config), MLP(config)
@@ -141,10 +144,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config, C, D = config, config.n_embd, config.head_dim
-        # q, k and v are separate layers: one LoRA each, and nothing to cut apart when weights come or go.
+        # q, k and v are separate layers: one LoRA each, nothing to cut apart on the way in or out.
         self.q = nn.Linear(C, config.n_head * D, bias=config.qkv_bias)
         self.k = nn.Linear(C, config.n_kv_head * D, bias=config.qkv_bias)
         self.v = nn.Linear(C, config.n_kv_head * D, bias=config.qkv_bias)
@@ -164,27 +167,20 @@ class Attention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.store(layer, k, v)  # (B, H_kv, S, D)
+        grouped = self.config.n_kv_head != self.config.n_head
         y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.config.n_kv_head != self.config.n_head,
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
         )  # (B, H, T, D)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 
 class MLP(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.gate = (
-            nn.Linear(config.n_embd, config.mlp_dim, bias=config.bias)
-            if config.mlp == "swiglu"
-            else None
-        )
-        self.up = nn.Linear(config.n_embd, config.mlp_dim, bias=config.bias)
-        self.down = nn.Linear(config.mlp_dim, config.n_embd, bias=config.bias)
+        C, wide, bias = config.n_embd, config.mlp_dim, config.bias
+        self.gate = nn.Linear(C, wide, bias=bias) if config.mlp == "swiglu" else None
+        self.up = nn.Linear(C, wide, bias=bias)
+        self.down = nn.Linear(wide, C, bias=bias)
 
     def forward(self, x):
         if self.gate is not None:
@@ -192,16 +188,16 @@ class MLP(nn.Module):
         return self.down(F.gelu(self.up(x), approximate="tanh"))  # (B, T, C)
 
 
-def make_norm(config):
-    return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(
-        config.n_embd, eps=config.norm_eps
-    )
+def make_norm(config: GPTConfig) -> nn.Module:
+    """The normalisation over C."""
+    kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(config.n_embd, eps=config.norm_eps)
 
 
-# ---- documents in a row: who sees whom, and where each one begins --------------------------------------------------
+# ---- documents in a row: who sees whom, and where each one begins --------------------------------
 
 
-def positions_in_document(docs):
+def positions_in_document(docs: Tensor) -> Tensor:
     """(B, T) document numbers -> (B, T) positions that restart at 0 with each document."""
     index = torch.arange(docs.shape[1], device=docs.device).expand_as(docs)  # (B, T)
     starts = torch.ones_like(docs, dtype=torch.bool)
@@ -209,91 +205,44 @@ def positions_in_document(docs):
     return index - torch.where(starts, index, 0).cummax(dim=1).values  # (B, T)
 
 
-def same_document(docs_q, docs_k):
-    """(B, T) and (B, S) document numbers -> (B, 1, T, S), true where a query may look: own document, not ahead.
+def same_document(docs_q: Tensor, docs_k: Tensor) -> Tensor:
+    """(B, T) and (B, S) document numbers -> (B, 1, T, S), true where a query may look.
 
-    The queries are the last T of the S keys. A padding token sees earlier padding: harmless, and no row is empty.
+    That is in its own document, and not ahead; the queries are the last T of the S keys.
+    Padding sees earlier padding: harmless, and no row is empty.
     """
     T, S = docs_q.shape[1], docs_k.shape[1]
     causal = torch.ones(T, S, dtype=torch.bool, device=docs_q.device).tril(S - T)  # (T, S)
     return ((docs_q[:, :, None] == docs_k[:, None, :]) & causal).unsqueeze(1)  # (B, 1, T, S)
 
 
-# ---- rotary positions ------------------------------------------------------------------------------------------------
+# ---- rotary positions ----------------------------------------------------------------------------
 
 
-def rope_frequencies(config):
+def rope_frequencies(config: GPTConfig) -> Tensor:
     """(D/2,) radians per token, float64."""
     D = config.head_dim
     freq = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)  # (D/2,)
     if config.rope_scaling is not None:
-        # Llama 3.1: wavelengths longer than the original context are stretched by `factor`, short ones kept,
-        # those between are blended.
+        # Llama 3.1: wavelengths beyond the original context are stretched by `factor`, short ones
+        # kept, those between are blended.
         factor, low, high, original = config.rope_scaling
-        blend = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(
-            0, 1
-        )  # 1: keep, 0: stretch
+        turns = original * freq / (2 * math.pi)  # (D/2,)
+        blend = ((turns - low) / (high - low)).clamp(0, 1)  # 1: keep, 0: stretch
         freq = blend * freq + (1 - blend) * freq / factor  # (D/2,)
     return freq
 
 
-def rope_table(config):
-    """cos and sin, each (block_size, D): RoPE (arXiv 2104.09864) in the half-split layout of Hugging Face weights."""
-    angle = torch.outer(
-        torch.arange(config.block_size, dtype=torch.float64), rope_frequencies(config)
-    )  # (block_size, D/2)
+def rope_table(config: GPTConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (block_size, D): RoPE (arXiv 2104.09864), halves as in Hugging Face."""
+    positions = torch.arange(config.block_size, dtype=torch.float64)
+    angle = torch.outer(positions, rope_frequencies(config))  # (block_size, D/2)
     angle = torch.cat([angle, angle], dim=1)  # (block_size, D)
     return angle.cos().float(), angle.sin().float()
 
 
-def rotate(x, cos, sin):
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + D/2]) of x (B, H, T, D) by its position's angle."""
     a, b = x.chunk(2, dim=-1)  # each (B, H, T, D/2)
-    return torch.addcmul(
-        x * cos.to(x.dtype), torch.cat([-b, a], dim=-1), sin.to(x.dtype)
-    )  # (B, H, T, D)
-
-
-# ---- key-value cache -------------------------------------------------------------------------------------------------
-
-
-class KVCache:
-    """Keys and values of the tokens read so far, room for `size` tokens a row; one document a row."""
-
-    def __init__(self, model, B, size):
-        c, weight = model.config, model.wte.weight
-        self.k = [
-            weight.new_zeros(B, c.n_kv_head, size, c.head_dim) for _ in range(c.n_layer)
-        ]  # each (B, H_kv, size, D)
-        self.v = [torch.zeros_like(k) for k in self.k]
-        self.docs = torch.full((B, size), -1, device=weight.device)  # (B, size)
-        self.next = torch.zeros(
-            B, dtype=torch.long, device=weight.device
-        )  # (B,), each row's next position
-        self.length = 0
-
-    def extend(self, ids, docs):
-        """Make room for `ids` (B, T); returns their positions (B, T) and what they may see, (B, 1, T, S)."""
-        T = ids.shape[1]
-        docs = torch.zeros_like(ids) if docs is None else docs  # (B, T)
-        self.docs[:, self.length : self.length + T] = docs
-        self.length += T
-        real = (docs >= 0).long()  # (B, T)
-        positions = (self.next[:, None] + real.cumsum(1) - 1).clamp(min=0)  # (B, T)
-        self.next = self.next + real.sum(1)  # (B,)
-        return positions, same_document(docs, self.docs[:, : self.length])
-
-    def store(self, layer, k, v):
-        """Append k and v (B, H_kv, T, D) of one layer; returns all it holds, (B, H_kv, S, D)."""
-        S, T = self.length, k.shape[2]
-        self.k[layer][:, :, S - T : S] = k
-        self.v[layer][:, :, S - T : S] = v
-        return self.k[layer][:, :, :S], self.v[layer][:, :, :S]  # (B, H_kv, S, D)
-
-    def take(self, rows):
-        """Keep (or repeat) only these rows, in this order: rows (N,) indices."""
-        self.k, self.v = (
-            [k[rows] for k in self.k],
-            [v[rows] for v in self.v],
-        )  # each (N, H_kv, size, D)
-        self.docs, self.next = self.docs[rows], self.next[rows]  # (N, size), (N,)
+    turned = torch.cat([-b, a], dim=-1)  # (B, H, T, D)
+    return torch.addcmul(x * cos.to(x.dtype), turned, sin.to(x.dtype))  # (B, H, T, D)

@@ -1,0 +1,153 @@
+"""The tiny models in tiny_data/, from nothing."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..checkpoint import save
+from ..config import Settings
+from ..files import UserError
+from ..inner import losses, pack
+from ..model import GPT, GPTConfig
+from ..sample import sample
+from ..selfedit import Document
+from ..tasks import people, rules
+from ..tasks.fewshot import FewShot
+from ..tokenizer import Tokenizer, train_ranks
+
+# What a model is measured by: name -> [(prompt ids, expected text), ...]
+Probes = dict[str, list[tuple[list[int], str]]]
+
+
+@dataclass(frozen=True)
+class PretrainConfig(Settings):
+    """Pretraining of the tiny GPT on text of the toy world."""
+
+    seed: int = 0  # of the weights and of the text
+    tokens: int = 11_000_000  # how many to train on
+    batch: int = 24  # rows in a step
+    row_tokens: int = 256  # tokens in a row; documents are packed into rows
+    lr: float = 3e-3  # AdamW's, after a warm-up of 100 steps; falls linearly to 0
+    out: str = "runs/tiny"  # folder for the checkpoint; the one that `run` loads is in tiny_data/
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(seed=0, tokens=1, batch=1, row_tokens=1, lr=0)
+
+
+@dataclass(frozen=True)
+class FewShotPretrainConfig(PretrainConfig):
+    """Pretraining of the tiny GPT on puzzles with few rules, and on self-edits drawn at random."""
+
+    tokens: int = 13_000_000  # how many to train on
+    batch: int = 8  # rows in a step; what is learnt here takes steps rather than text
+    out: str = "runs/tiny-grids"  # folder for the checkpoint; `run` loads the one in tiny_data/
+
+
+def pretrain_knowledge(config: PretrainConfig) -> dict[str, float]:
+    """Tokenizer and model of the toy world of people, into config.out; returns what it measured."""
+    rng = np.random.default_rng(config.seed)
+    text = "\n".join(people.document(rng) for _ in range(3000))
+    tokenizer = Tokenizer(train_ranks(text, 511))
+    shape = GPTConfig(
+        vocab_size=tokenizer.vocab_size,
+        block_size=2048,
+        n_embd=96,
+        n_head=3,
+        n_kv_head=3,
+        mlp_dim=256,
+    )
+
+    def documents() -> Iterator[Document]:
+        while True:
+            ids = [*tokenizer.begin(people.document(rng) + "\n"), tokenizer.eot]
+            yield Document.completion([], ids)
+
+    return pretrain("knowledge", config, shape, tokenizer, documents(), people.probes(tokenizer))
+
+
+def pretrain_fewshot(config: FewShotPretrainConfig) -> dict[str, float]:
+    """The same for the toy world of rules."""
+    rng = np.random.default_rng(config.seed)
+    text = rules.sample_text(rng)
+    tokenizer = Tokenizer(train_ranks(text, 511, rules.PATTERN), rules.PATTERN)
+    # Three blocks: to find a colour in a demonstration and what became of it takes two, and one
+    # more to be fluent. theta is small, as the texts are short.
+    shape = GPTConfig(
+        vocab_size=tokenizer.vocab_size,
+        block_size=16384,
+        n_layer=3,
+        n_embd=64,
+        n_head=3,
+        n_kv_head=3,
+        mlp_dim=170,
+        rope_theta=200.0,
+    )
+    task = FewShot(tokenizer, prompt="tiny")
+    documents = iter(lambda: rules.document(task, rng), None)
+    return pretrain("fewshot", config, shape, tokenizer, documents, rules.probes(tokenizer))
+
+
+def pretrain(
+    kind: str,
+    config: PretrainConfig,
+    shape: GPTConfig,
+    tokenizer: Tokenizer,
+    documents: Iterator[Document],
+    probes: Probes,
+    say: Callable[[str], None] = tqdm.write,
+) -> dict[str, float]:
+    """Train a GPT of this shape on the documents, measure it, and save it."""
+    start = time.time()
+    try:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot make the folder {config.out}: {e}") from None
+    model = GPT(shape).init_weights(torch.Generator().manual_seed(config.seed))
+    say(f"{model.size() / 1e6:.2f} M parameters, {tokenizer.vocab_size} tokens in the vocabulary")
+    how = dict(lr=config.lr, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), **how)
+    steps = math.ceil(config.tokens / (config.batch * config.row_tokens))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / 100, 1 - s / steps)
+    )
+    for step in tqdm(range(steps), unit="step", disable=None):
+        rows = []
+        while len(rows) < config.batch:
+            some = [next(documents) for _ in range(2 * config.batch)]
+            rows += pack(some, config.row_tokens)
+        loss = losses(model, [rows[: config.batch]])[0]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % max(1, steps // 10) == 0:
+            told = ", ".join(f"{k} {v:.2f}" for k, v in measure(model, tokenizer, probes).items())
+            say(f"step {step + 1} of {steps}: loss {loss.item():.3f}, {told}")
+    measured = measure(model, tokenizer, probes)
+    minutes = round((time.time() - start) / 60, 1)
+    command = f"minseal pretrain {kind} --seed {config.seed} --tokens {config.tokens}"
+    about = {"command": command, "minutes": minutes, **measured}
+    save(config.out, model.eval(), tokenizer, {"about": about})
+    for name, value in measured.items():
+        say(f"{name}: {value:.3f}")
+    say(f"{minutes} minutes; checkpoint in {config.out}")
+    return measured
+
+
+def measure(model: GPT, tokenizer: Tokenizer, probes: Probes) -> dict[str, float]:
+    """Share of probes that are continued as expected, by name."""
+    out = {}
+    for name, items in probes.items():
+        most = 1 + max(len(tokenizer.encode(expected)) for _, expected in items)
+        texts = sample(model, tokenizer, [ids for ids, _ in items], 1, most, temperature=0)
+        right = [text.strip() == expected for (text,), (_, expected) in zip(texts, items)]
+        out[name] = round(float(np.mean(right)), 3)
+    return out

@@ -1,0 +1,68 @@
+"""Puzzles as coloured blocks in the terminal: `minseal show`."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..config import Settings
+from ..experiments.puzzle_report import held_out_puzzles
+from ..files import UserError
+from ..lab.run import Run
+from ..tasks.arc import Puzzle, read_puzzles
+from ..tasks.fewshot import predictions
+from ..tasks.gridview import blocks
+from ..tasks.rules import toy_puzzles
+
+
+@dataclass(frozen=True)
+class ShowConfig(Settings):
+    """Show a puzzle: demonstrations and tests; with --run also what each arm predicted."""
+
+    run: str = ""  # a folder of `minseal run fewshot` or `run ttt` that held the puzzle out
+    data: str = ""  # where to look it up: as for `run fewshot`; nothing: in the run, or toy world
+    rules_seed: int = 0  # which rules and grids the toy world holds
+    color: Literal["auto", "yes", "no"] = "auto"  # coloured blocks or digits; auto: in a terminal
+
+
+def show(config: ShowConfig, name: str, say: Callable[[str], None] = print) -> None:
+    """Print the puzzle with this id, or the first one in a file of this name."""
+    auto = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    colour = {"yes": True, "no": False, "auto": auto}[config.color]
+    run = Run(config.run) if config.run else None
+    puzzle = find_puzzle(config, name, run)
+    say(puzzle.id + (f" (rule: {puzzle.kind})" if puzzle.kind else ""))
+    for i, pair in enumerate(puzzle.demonstrations, 1):
+        say(f"\ndemonstration {i}\n" + blocks([pair.input, pair.output], colour))
+    for i, test in enumerate(puzzle.tests):
+        truth = [test.output] if test.output is not None else []
+        say(f"\ntest {i + 1}\n" + blocks([test.input, *truth], colour))
+        for step in run.arms() if run else ():
+            trial = next((t for t in step.trials if t.context == puzzle.id), None)
+            if trial is None or (step.arm.at and "SEAL" not in step.arm.series):  # a control
+                continue
+            vote, attempts = run.config["vote"], run.config["attempts"]
+            found = predictions(puzzle, trial.answers, vote) if trial.answers else None
+            best = found[i][:attempts] if found else []
+            verdict = "right" if test.output in best else "wrong"
+            told = f"{verdict}\n{blocks(best, colour)}" if best else "no grid"
+            say(f"\n{step.name}: {told}")
+
+
+def find_puzzle(config: ShowConfig, name: str, run: Run | None) -> Puzzle:
+    """Looked up in --data, a file of that name, the run, or the toy world."""
+    if config.data or (run is None and Path(name).exists()):
+        puzzles = {p.id: p for p in read_puzzles(config.data or name)}
+        name = name if config.data else next(iter(puzzles))
+    elif run is not None:
+        puzzles = held_out_puzzles(run)
+    else:
+        puzzles = {p.id: p for p in toy_puzzles(300, config.rules_seed)}
+    if name not in puzzles:
+        some = ", ".join(repr(id) for id in list(puzzles)[:3])
+        raise UserError(
+            f"no puzzle {name!r} among {len(puzzles)}, such as {some}; others: --data, --run"
+        )
+    return puzzles[name]

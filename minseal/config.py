@@ -1,0 +1,179 @@
+"""Settings: frozen dataclasses whose types and comments become options and --help.
+
+    @dataclass(frozen=True)
+    class ContinualConfig(Settings):
+        stages: int = 5  # passages, one after another
+
+gives `--stages N`, with the comment as its help. A dataclass inside another one gives
+`--outer.rounds`, and `--rounds` too while no other field is called so.
+"""
+
+import argparse
+import difflib
+import inspect
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from .files import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The base of all settings: a field of a Literal type takes its words only."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise UserError(
+                    f"{type(self).__name__}.{name} is {getattr(self, name)!r}; "
+                    f"expected one of {', '.join(get_args(kind))}"
+                )
+
+    def at_least(self, **bounds: float) -> None:
+        """Refuse settings whose fields are below these bounds, or no numbers."""
+        for name, low in bounds.items():
+            if not getattr(self, name) >= low:  # NaN is refused, too
+                raise UserError(
+                    f"{type(self).__name__}.{name} is {getattr(self, name)}; "
+                    f"expected at least {low}"
+                )
+
+
+@dataclass(frozen=True)
+class ModelConfig(Settings):
+    """Which model, and where it runs."""
+
+    model: str = ""  # a folder (minseal's own or Hugging Face's), a GGUF file, a hub id owner/name
+    device: str = "auto"  # auto, cpu or cuda; auto takes a GPU if there is one
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as stored
+
+
+def mix_seed(*parts: int | str) -> int:
+    """One seed from several numbers and names, so that each step draws its own luck."""
+    numbers = [zlib.crc32(p.encode()) if isinstance(p, str) else p for p in parts]
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+# ---- dataclasses into options --------------------------------------------------------------------
+
+
+def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
+    """An option for each field of a settings dataclass, and of those inside it."""
+    options = list(_options(settings))
+    last = [name.split(".")[-1] for name, *_ in options]
+    for name, kind, default, comment in options:
+        short = name.split(".")[-1]
+        names = [name, short] if last.count(short) == 1 else [name]
+        told = _words(default) if isinstance(default, tuple) else default
+        parser.add_argument(
+            *(f"--{n.replace('_', '-')}" for n in dict.fromkeys(names)),
+            dest=name,
+            type=_reader(kind),
+            default=default,
+            metavar=short.upper(),
+            help=f"{_choices(kind)}{comment} (default: {told})".replace("%", "%%"),
+        )
+
+
+def build(settings: type, values: dict[str, Any], prefix: str = "") -> Any:
+    """The dataclass from flat option values {'outer.rounds': 3, ...}."""
+    try:
+        return settings(
+            **{
+                f.name: build(type(default), values, f"{prefix}{f.name}.")
+                if is_dataclass(default := _default(f))
+                else values[prefix + f.name]
+                for f in fields(settings)
+            }
+        )
+    except ValueError as e:
+        raise UserError(str(e)) from None
+
+
+def _options(
+    settings: type, prefix: str = "", values: Any = None
+) -> Iterator[tuple[str, Any, Any, str]]:
+    """(dotted name, type, default, the comment on it) of each field, those inside it included."""
+    kinds, comments = get_type_hints(settings), _comments(settings)
+    for f in fields(settings):
+        default = _default(f) if values is None else getattr(values, f.name)
+        if is_dataclass(default):
+            yield from _options(type(default), f"{prefix}{f.name}.", default)
+        else:
+            yield prefix + f.name, kinds[f.name], default, comments.get(f.name, "")
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default is not MISSING else field.default_factory()
+
+
+def _comments(settings: type) -> dict[str, str]:
+    """{field: its comment}: at the end of its line, going on in lines that hold only a comment."""
+    out: dict[str, str] = {}
+    for cls in reversed(settings.__mro__):
+        if not is_dataclass(cls):
+            continue
+        field = None
+        for line in inspect.getsource(cls).splitlines():
+            if found := re.match(r"    (\w+): [^#]*(?:#\s*(.*))?$", line):
+                field = found[1]
+                out[field] = found[2] or ""
+            elif (more := re.match(r"    \s*#\s*(.*)$", line)) and field:
+                out[field] = f"{out[field]} {more[1]}".strip()
+            elif found := re.match(r"    \).*?#\s*(.*)$", line):  # the end of a long default
+                out[field] = found[1]
+            else:
+                field = field if line.startswith("     ") else None
+    return out
+
+
+def _choices(kind: Any) -> str:
+    return " | ".join(get_args(kind)) + "; " if get_origin(kind) is Literal else ""
+
+
+def _words(values: tuple) -> str:
+    return ",".join(map(str, values)) or "none"
+
+
+def _reader(kind: Any):
+    """The function that reads an option's text as a value of this type; argparse shows its error."""
+    if get_origin(kind) is Literal:
+        return lambda text: _one_of(text, get_args(kind))
+    if kind is bool:
+        return lambda text: _one_of(text.lower(), ("true", "false")) == "true"
+    if get_origin(kind) is tuple:  # tuple[str, ...]: words with commas between
+        return lambda text: tuple(
+            w for w in text.replace(" ", "").split(",") if w not in ("", "none")
+        )
+    if type(None) in get_args(kind):  # int | None
+        return _reader(next(k for k in get_args(kind) if k is not type(None)))
+    return kind
+
+
+def _one_of(text: str, words: tuple[str, ...]) -> str:
+    if text not in words:
+        near = did_you_mean(text, words)
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(words)}{near}")
+    return text
+
+
+def did_you_mean(word: str, words: Iterator[str] | list[str] | tuple[str, ...]) -> str:
+    """'; did you mean --outer.lr?', or nothing."""
+    words = list(words)
+    inside = [w for w in words if "." in w and w.split(".")[-1] == word.lstrip("-")][:1]
+    found = inside or difflib.get_close_matches(word, words, 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line."""
+
+    def error(self, message: str) -> None:
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        sys.exit(2)

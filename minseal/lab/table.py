@@ -1,0 +1,177 @@
+"""The report of a run folder, worked out again from its events: results.json, table, sentences."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from . import evidence
+from .lab import Experiment
+from .plots import plots
+from .run import Run, Step
+
+
+def summarise(run: Run, experiment: Experiment) -> dict[str, Any]:
+    """What results.json holds: the arms in the order in which they were measured, and what follows."""
+    steps = {step.name: step for step in run.arms()}
+    rewards = {name: [t.reward for t in step.trials] for name, step in steps.items()}
+    arms = []
+    for name, step in steps.items():
+        mean, ci95 = evidence.interval(rewards[name])
+        row = {"arm": name, "mean": mean, "ci95": ci95, "gain": None, "gain_ci95": None}
+        row |= {"over": None, "seconds": step.seconds, "n": len(step.trials)}
+        row["invalid"] = sum(t.invalid is not None for t in step.trials)
+        row |= {"series": list(step.arm.series), "at": step.arm.at}
+        if step.arm.over in rewards:
+            row["gain"], row["gain_ci95"] = evidence.paired(rewards[name], rewards[step.arm.over])
+            row["over"] = step.arm.over
+        arms.append(row | experiment.describe(run, step))
+    results = {
+        "kind": experiment.name,
+        "arms": arms,
+        "comparisons": comparisons(list(steps.values()), rewards),
+        "training": [{**s.labels, **s.value} for s in run.labelled() if "reward" in _object(s)],
+        "seconds": run.seconds(),
+        "config": run.config,
+        "reliability": None,
+        "reliability_mean": None,
+        "best_of_k_heldout": None,
+        "best_of_k": None,
+    }
+    if "reliability" in run.steps:
+        scores = np.array(run.steps["reliability"].value)  # (contexts, self-edits, runs)
+        if scores.shape[1] > 1:
+            results |= repeated(scores)
+    return results | experiment.conclude(run, results)
+
+
+def comparisons(steps: list[Step], rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """The last arm of the first series against each rival."""
+    series = next((s.arm.series[0] for s in steps if s.arm.series), None)
+    line = [s for s in steps if series in s.arm.series]
+    if len(line) < 2:
+        return []
+    last = line[-1].name
+    out = []
+    for rival in (s.name for s in steps if s.arm.rival and s.name != last):
+        gain, ci95 = evidence.paired(rewards[last], rewards[rival])
+        out.append({"gain": gain, "gain_ci95": ci95, "arm": last, "over": rival})
+    return out
+
+
+def repeated(scores: np.ndarray) -> dict[str, Any]:
+    """How reliable the reward is, from the same self-edits (contexts, self-edits, runs)."""
+    one, of_mean = (None if np.isnan(x) else x for x in evidence.reliability(scores))
+    best = evidence.best_of_k(scores)
+    shape = dict(zip(("contexts", "k", "runs"), scores.shape))
+    return {
+        "reliability": one,
+        "reliability_mean": of_mean,
+        "best_of_k_heldout": best["held out"],
+        "best_of_k": {**best, **shape},
+    }
+
+
+def write_report(run: Run, experiment: Experiment) -> str:
+    """Write results.json, report.md and, with matplotlib, the plots; returns the report's text."""
+    results = summarise(run, experiment)
+    run.write("results.json", json.dumps(results, indent=1) + "\n")
+    text, pictures = text_report(run, experiment, results), plots(run, experiment, results)
+    shown = "\n".join(f"![{name}]({name})" for name in pictures)
+    run.write("report.md", f"# {run.folder.name}\n\n```text\n{text}```\n\n{shown}\n")
+    if not pictures:
+        text += (
+            "no plots: they need the extra 'plots' (pip install 'minseal[plots]'), then "
+            f"`minseal report {run.folder}`\n"
+        )
+    return text
+
+
+# ---- text ----------------------------------------------------------------------------------------
+
+
+def text_report(run: Run, experiment: Experiment, results: dict[str, Any]) -> str:
+    """The table and what stands below it."""
+    sentences = [*conclusions(experiment, results), *experiment.notes(run, results)]
+    parts = [table(experiment, results), "\n".join(sentences), *experiment.blocks(run, results)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(experiment: Experiment, results: dict[str, Any]) -> str:
+    """A row for each arm."""
+    header, cells = experiment.columns(results) if experiment.columns else ([], lambda row: [])
+    rows = [["arm", "score", "95 %", "gain", "95 %", "over", "s", *header]]
+    for a in results["arms"]:
+        gain = ("", "", "")
+        if a["over"]:
+            gain = f"{a['gain']:+.2f}", _interval(a["gain_ci95"], "+.2f"), a["over"]
+        score = a["arm"], f"{a['mean']:.2f}", _interval(a["ci95"])
+        rows.append([*score, *gain, f"{a['seconds']:.0f}", *cells(a)])
+    return aligned(rows, left=(0, 5))
+
+
+def aligned(rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
+    """Rows, the header first, as a table; the columns `left` begin at the left, others end right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def conclusions(experiment: Experiment, results: dict[str, Any]) -> list[str]:
+    """The sentences below the table that every experiment has."""
+    n, c = results["arms"][0]["n"], results["config"]
+    world = c.get("world_seed", c.get("rules_seed", ""))
+    graded = f", graded by {c['grade']}" if "grade" in c else ""
+    out = [
+        f"{c.get('data') or f'toy world {world}'}, seed {c['seed']}, model {c['model']}{graded}",
+        f"score: {experiment.score}, mean over {n} held-out contexts; gain: paired over the same "
+        "contexts, bootstrap intervals.",
+    ]
+    for c in results["comparisons"]:
+        low, high = c["gain_ci95"]
+        verdict = "no difference that this run could tell"
+        verdict = "better" if low > 0 else "worse" if high < 0 else verdict
+        out.append(
+            f"{c['arm']} against {c['over']}: {c['gain']:+.2f} "
+            f"(95 % {low:+.2f} to {high:+.2f}): {verdict}."
+        )
+    if (b := results["best_of_k"]) is not None:
+        both = (results["reliability"], results["reliability_mean"])
+        one, of_mean = ("unknown" if x is None else f"{x:.2f}" for x in both)
+        out += [
+            f"reliability of the reward: {one} for one inner loop, {of_mean} for the mean of "
+            f"{b['runs']} ({b['contexts']} contexts x {b['k']} self-edits x {b['runs']} seeds).",
+            f"best of {b['k']} self-edits: {b['in sample']:.2f} in the run that chose it, "
+            f"{b['held out']:.2f} in other runs, {b['mean']:.2f} for all of them.",
+        ]
+    if results["training"]:
+        out += [
+            "self-edits that could not be read or trained on: " + _counts(results, "invalid"),
+            "contexts whose self-edits all scored alike: " + _counts(results, "alike"),
+        ]
+    return out
+
+
+def _counts(results: dict[str, Any], what: str) -> str:
+    """'round 1: 3 of 64; round 2: 1 of 64.' for the loops that have more than one self-edit each."""
+    of = {"invalid": "self_edits", "alike": "contexts"}[what]
+    told = [
+        f"{t['loop']} {t['round']}: {t[what]} of {t[of]}"
+        for t in results["training"]
+        if t[what] and (what == "invalid" or t["self_edits"] > t["contexts"])
+    ]
+    return ("; ".join(told) or "none") + "."
+
+
+def _object(step: Step) -> dict[str, Any]:
+    return step.value if isinstance(step.value, dict) else {}
+
+
+def _interval(ci95: tuple[float, float], form: str = ".2f") -> str:
+    return f"{ci95[0]:{form}} {ci95[1]:{form}}"

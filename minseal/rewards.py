@@ -1,0 +1,81 @@
+"""Rewards: what the outer loop sees of one self-edit. A reward is a function.
+
+    reward(student, task, contexts, adapters) -> an Outcome for each context
+
+adapters[k] was trained on a self-edit of contexts[k] and is attached to the student. None: the
+plain student.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from .inner import losses
+from .lora import Adapters
+from .model import GPT
+from .sample import sample
+from .selfedit import Task
+
+
+@dataclass
+class Outcome:
+    """What came of one adapter."""
+
+    reward: float
+    answers: list[str] = field(default_factory=list)
+    grades: list[float] = field(default_factory=list)
+
+
+Reward = Callable[[GPT, Task, list[Any], Adapters | None], list[Outcome]]
+
+
+def exam(
+    student: GPT,
+    task: Task,
+    contexts: list[Any],
+    adapters: Adapters | None = None,
+    in_context: bool = False,
+) -> list[Outcome]:
+    """The paper's reward: the share of the exam that is answered right, the context out of sight.
+
+    in_context: the context in front of each question, for the upper end of the ladder.
+    """
+    exams = [task.exam(context, in_context) for context in contexts]
+    most = max(len(questions) for questions in exams)
+    # Adapters need equal groups of rows: a shorter exam is filled up with its last question.
+    prompts = [
+        q for questions in exams for q in questions + questions[-1:] * (most - len(questions))
+    ]
+    texts = sample(
+        student,
+        task.tokenizer,
+        prompts,
+        max_tokens=task.answer_tokens,
+        temperature=0,
+        stop=task.stop,
+    )
+    outcomes = []
+    for i, (context, questions) in enumerate(zip(contexts, exams)):
+        answers = [text.strip() for (text,) in texts[i * most : i * most + len(questions)]]
+        grades = task.grade(context, answers)
+        outcomes.append(Outcome(float(np.mean(grades)), answers, grades))
+    return outcomes
+
+
+@torch.no_grad()
+def likelihood(
+    student: GPT, task: Task, contexts: list[Any], adapters: Adapters | None = None
+) -> list[Outcome]:
+    """The geometric mean of the probabilities of the right answers' tokens, context out of sight.
+
+    Paper: the share of right answers. Here, if asked for, a finer reward: with five questions, of
+    which a small model answers one, most self-edits of a context have the same share.
+    """
+    loss = losses(student, [[[d] for d in task.answers(context)] for context in contexts])  # (K,)
+    return [Outcome(value) for value in torch.exp(-loss).tolist()]
+
+
+REWARDS: dict[str, Reward] = {"exam": exam, "likelihood": likelihood}
