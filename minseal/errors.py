@@ -8,7 +8,8 @@ def at_least(settings, **bounds):
     for name, low in bounds.items():
         if not getattr(settings, name) >= low:  # NaN is refused, too
             raise UserError(
-                f"{type(settings).__name__}.{name} is {getattr(settings, name)}; expected at least {low}"
+                f"{type(settings).__name__}.{name} is {getattr(settings, name)}; "
+                f"expected at least {low}"
             )
 
 
@@ -17,5 +18,6 @@ def one_of(settings, **allowed):
     for name, words in allowed.items():
         if getattr(settings, name) not in words:
             raise UserError(
-                f"{type(settings).__name__}.{name} is {getattr(settings, name)!r}; expected one of {', '.join(words)}"
+                f"{type(settings).__name__}.{name} is {getattr(settings, name)!r}; "
+                f"expected one of {', '.join(words)}"
             )

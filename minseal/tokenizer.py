@@ -1,4 +1,4 @@
-"""Text <-> ids: byte-level BPE through tiktoken, chat formats, and how a small vocabulary is made."""
+"""Text <-> ids: byte-level BPE through tiktoken, chat formats, and how ranks are learnt."""
 
 import base64
 import heapq

@@ -187,7 +187,7 @@ def open_hugging_face(path: Path) -> Source:
 
 
 def from_hugging_face(about: dict[str, Any], where: object) -> tuple[Family, GPTConfig]:
-    """What their config.json says -> Family, GPTConfig. (export.to_hugging_face is the way back.)"""
+    """What their config.json says -> Family, GPTConfig. (Back: export.to_hugging_face.)"""
     family = FAMILIES.get(str(about.get("model_type")))
     if family is None:
         raise UserError(

@@ -78,12 +78,13 @@ def read_shards(folder: Path) -> dict[str, Stored]:
     file_of = read_json(index).get("weight_map")
     if not isinstance(file_of, dict) or not all(isinstance(f, str) for f in file_of.values()):
         raise UserError(f"{index} has no weight_map from tensors to files")
-    tensors: dict[str, Stored] = {}
-    for file in dict.fromkeys(file_of.values()):
+    for file in file_of.values():
         if "\0" in file or Path(file).name != file or file == "..":
             raise UserError(f"{index} points outside its folder: {file!r}")
         if not (folder / file).is_file():
             raise UserError(f"{folder} lacks the shard {file!r}, which {index.name} names")
+    tensors: dict[str, Stored] = {}
+    for file in dict.fromkeys(file_of.values()):
         shard = read_safetensors(folder / file)
         if wrong := set(shard) ^ {name for name, named in file_of.items() if named == file}:
             raise UserError(f"{folder / file} and {index.name} disagree about {min(wrong)!r}")

@@ -57,12 +57,14 @@ class OpenTokenizer(Tokenizer):
         eos = config.get("eos_token")
         eos = eos.get("content") if isinstance(eos, dict) else eos
         eos = eos or next((t for t in (END, "<|end_of_text|>") if t in self.specials), None)
-        if eos not in self.specials:
+        if not isinstance(eos, str) or eos not in self.specials:
             raise UserError(f"{where}: expected an eos_token among its special tokens, got {eos!r}")
         self.eot = self.specials[eos]
         whole = self.backend.encode("a")
         marked = zip(whole.ids, whole.special_tokens_mask)
         self.bos = tuple(id for id, special in takewhile(lambda pair: pair[1], marked))
+        if not self.ends.issuperset(self.bos):
+            raise UserError(f"{where}: a text must begin with special tokens, not {self.bos}")
         # Some files hold several templates, in a list: their text tells the format all the same.
         template = str(config.get("chat_template"))
         first_turns = {chat: turn.split("{")[0] for chat, (turn, _) in CHATS.items()}
@@ -167,10 +169,10 @@ def tokenizer_of_gguf(fields: dict[str, Any], where: object) -> OpenTokenizer:
         config = config_json(tokens[about["eos_token_id"]], bos)
         config["chat_template"] = fields.get("tokenizer.chat_template")
         return OpenTokenizer(text, config, where)
-    except (KeyError, TypeError, AttributeError, IndexError) as e:
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
         raise UserError(f"{where} has no complete tokenizer: {first_line(e)}") from None
-    except ValueError as e:
-        raise UserError(str(e)) from None
 
 
 # ---- from minseal's own ----
