@@ -1,8 +1,6 @@
-"""The one error that is the user's to mend: the command line prints its line and exits with code 2."""
+"""Bounds of settings."""
 
-
-class UserError(ValueError):
-    """Something handed to minseal is wrong: the message says what was expected, what came, and what to do."""
+from .files import UserError
 
 
 def at_least(settings, **bounds):
@@ -10,7 +8,8 @@ def at_least(settings, **bounds):
     for name, low in bounds.items():
         if not getattr(settings, name) >= low:  # NaN is refused, too
             raise UserError(
-                f"{type(settings).__name__}.{name} is {getattr(settings, name)}; expected at least {low}"
+                f"{type(settings).__name__}.{name} is {getattr(settings, name)}; "
+                f"expected at least {low}"
             )
 
 
@@ -19,5 +18,6 @@ def one_of(settings, **allowed):
     for name, words in allowed.items():
         if getattr(settings, name) not in words:
             raise UserError(
-                f"{type(settings).__name__}.{name} is {getattr(settings, name)!r}; expected one of {', '.join(words)}"
+                f"{type(settings).__name__}.{name} is {getattr(settings, name)!r}; "
+                f"expected one of {', '.join(words)}"
             )

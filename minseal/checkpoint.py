@@ -1,0 +1,94 @@
+"""minseal's own model folder: config.json, weights.pt, and the tokenizer's files."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .files import (
+    UserError,
+    first_line,
+    load_tensors,
+    read_json,
+    write_folder,
+    write_json,
+    write_tensors,
+)
+from .model import GPT, GPTConfig, rope_frequencies
+from .tokenizer import Tokenizer
+
+# Most values of a table of cos or sin, which are made whole: 1 GB each. Qwen2.5's million tokens
+# need half of it.
+LARGEST_TABLE = 2**28
+
+
+def save(path: str | Path, model: GPT, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
+    """Write minseal's own folder. Raises UserError if it cannot be written.
+
+    about: kept in config.json beside the settings of model and tokenizer.
+    """
+    settings = {"model": asdict(model.config), "tokenizer": tokenizer.settings(), **about}
+    files = {"weights.pt": write_tensors(parameters_of(model)), **tokenizer.files()}
+    write_folder(path, files | {"config.json": write_json(settings)})
+
+
+def read(path: Path) -> tuple[GPTConfig, dict[str, Tensor], dict[str, Any] | None]:
+    """A folder that save() wrote -> (settings of the model, mapped weights, the tokenizer's)."""
+    where = path / "config.json"
+    about = read_json(where)
+    try:
+        lists_too = about["model"].items()
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in lists_too}
+    except (KeyError, AttributeError):
+        raise UserError(f'{where} has no model: expected its settings under "model"') from None
+    return make_config(values, where), load_tensors(path / "weights.pt"), about.get("tokenizer")
+
+
+def parameters_of(model: GPT) -> dict[str, Tensor]:
+    """{name: parameter} of a model without adapters; a tied head is there once."""
+    if model.n_adapters is not None:
+        raise UserError("the model has adapters: merge or remove them before it is written")
+    return dict(model.named_parameters())
+
+
+def make_config(
+    values: Mapping[str, Any], where: object, keys: Mapping[str, str] = {}
+) -> GPTConfig:
+    """GPTConfig(**values) with a stranger's values: UserError if they make no sense.
+
+    keys: our field -> what it is called there.
+    """
+    names = {field.name: keys.get(field.name, field.name) for field in fields(GPTConfig)}
+    for name, value in values.items():
+        expected, fits = FITS.get(type(getattr(GPTConfig, name, None)), ("", lambda v: True))
+        if not fits(value):
+            raise UserError(f"{where}: {names[name]} is {value!r:.60}; expected {expected}")
+    if missing := [key for name, key in keys.items() if name not in {*values, *OPTIONAL}]:
+        raise UserError(f"{where} has no {missing[0]}")
+    if values.keys() >= {"n_head", "n_embd"}:  # what follows from these may be left out
+        heads, width = values["n_head"], values["n_embd"]
+        derived = {"n_kv_head": heads, "head_dim": width // heads, "mlp_dim": 4 * width}
+        values = derived | dict(values)
+    try:
+        config = GPTConfig(**values)
+        if config.position == "rope":
+            if config.head_dim % 2 or not rope_frequencies(config).isfinite().all():
+                raise ValueError("rotary positions need an even head_dim, and 4 numbers to scale")
+            if config.block_size * config.head_dim > LARGEST_TABLE:
+                size = f"{names['block_size']} is {config.block_size}"
+                raise ValueError(f"{size}: its table of rotary positions has no room")
+        return config
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as e:
+        raise UserError(f"{where} describes no model: {first_line(e)}") from None
+
+
+# What a field of GPTConfig may be, by the type of its default.
+FITS = {
+    bool: ("true or false", lambda v: type(v) is bool),
+    int: ("a whole number above 0", lambda v: type(v) is int and 0 < v < 2**31),
+    float: ("a number above 0", lambda v: type(v) in (int, float) and 0 < v < math.inf),
+}
+OPTIONAL = ("n_kv_head", "head_dim", "mlp_dim", "rope_theta")

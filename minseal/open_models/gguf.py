@@ -1,0 +1,113 @@
+"""GGUF files, through the package `gguf`: tensors come out as float32, whatever they lie in."""
+
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint import make_config
+from ..files import UserError, first_line, need
+from ..model import GPTConfig, rope_frequencies
+from .families import (
+    FAMILIES,
+    GGUF_GPT2_NAMES,
+    GGUF_KEYS,
+    GGUF_NAMES,
+    Place,
+    Source,
+    Stored,
+    place_of,
+)
+from .tokenizers import tokenizer_of_gguf
+
+
+def open_gguf(path: Path) -> Source:
+    """A GGUF file of one of our families. Raises UserError."""
+    fields, tensors = read_gguf(path)
+    kind = str(fields.get("general.architecture"))
+    if kind not in FAMILIES:
+        raise UserError(
+            f"{path}: general.architecture is {kind!r:.60}; minseal reads {', '.join(FAMILIES)}"
+        )
+    about = {key.removeprefix(f"{kind}."): value for key, value in fields.items()}
+    scaling = about.get("rope.scaling.type", "none")
+    if about.get("expert_count") or about.get("attention.sliding_window") or scaling != "none":
+        raise UserError(
+            f"{path}: experts, sliding windows and rope scaling by a formula "
+            "are not a part of minseal's GPT"
+        )
+    settings = FAMILIES[kind].settings
+    rms = "_rms" if settings["norm"] == "rms" else ""
+    keys = GGUF_KEYS | {"norm_eps": f"attention.layer_norm{rms}_epsilon"}
+    values = {ours: about[theirs] for ours, theirs in keys.items() if theirs in about}
+    values |= settings | {"tied": "output.weight" not in tensors}
+    if "token_embd.weight" in tensors:
+        values["vocab_size"] = tensors["token_embd.weight"].shape[0]
+    if isinstance(values.get("norm_eps"), float):  # float32's 1e-5 comes as 9.9999997e-06
+        values["norm_eps"] = float(f"{values['norm_eps']:.6g}")
+    config = make_config(values, path, keys | {"vocab_size": "token_embd.weight"})
+    if about.get("rope.dimension_count", config.head_dim) != config.head_dim:
+        raise UserError(
+            f"{path}: rotary positions for a part of each head; minseal's GPT turns whole heads"
+        )
+    if "rope_freqs.weight" in tensors:
+        factors = tensors.pop("rope_freqs.weight").read()
+        config = add_rope_scaling(config, factors, path)
+
+    def place(ours: str) -> Place:
+        found = place_of(ours, GGUF_GPT2_NAMES if kind == "gpt2" else GGUF_NAMES)
+        reordered = re.search(r"attn_([qk])\.", found.name) if kind == "llama" else None
+        if reordered is None:
+            return found
+        return replace(found, heads=config.n_head if reordered[1] == "q" else config.n_kv_head)
+
+    return Source(config, tensors, tokenizer_of_gguf(fields, path), place)
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """({key: value}, {name: Stored}) of a GGUF file, which is mapped, not held.
+
+    https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+    gguf = need("gguf", "weights", what=path)
+    try:
+        reader = gguf.GGUFReader(path, "c")  # copy on write: torch wants writable memory
+        fields = {key: field.contents() for key, field in reader.fields.items()}
+        tensors = {t.name: _stored(gguf, path, t) for t in reader.tensors}
+    except Exception as e:  # a damaged file meets whatever NumPy has against it
+        raise UserError(
+            f"{path} is damaged, or no GGUF file ({type(e).__name__}: {first_line(e)})"
+        ) from None
+    return fields, tensors
+
+
+def _stored(gguf: Any, path: Path, t: Any) -> Stored:
+    shape = tuple(int(n) for n in reversed(t.shape))  # GGUF counts the fastest dimension first
+    return Stored(shape, torch.float32, partial(_dequantise, gguf, path, t, shape))
+
+
+def _dequantise(gguf: Any, path: Path, t: Any, shape: tuple[int, ...]) -> Tensor:
+    try:
+        numbers = gguf.dequantize(t.data, t.tensor_type).astype(np.float32, copy=False)
+    except NotImplementedError:
+        raise UserError(
+            f"{path}: {t.name!r} is stored as {t.tensor_type.name}, "
+            "which the package gguf cannot turn into numbers"
+        ) from None
+    return torch.from_numpy(np.asarray(numbers)).view(shape)
+
+
+def add_rope_scaling(config: GPTConfig, factors: Tensor, path: Path) -> GPTConfig:
+    """The settings of Llama 3's rope scaling, which GGUF keeps as divisors of the frequencies."""
+    plain = rope_frequencies(config)
+    for factor in (8.0, 32.0):  # Llama 3.1, Llama 3.2
+        scaled = replace(config, rope_scaling=(factor, 1.0, 4.0, 8192))
+        found = plain / rope_frequencies(scaled)
+        if factors.shape == plain.shape and torch.allclose(found, factors.double(), rtol=1e-4):
+            return scaled
+    raise UserError(f"{path}: rope_freqs.weight is not the rope scaling of Llama 3.1 or 3.2")

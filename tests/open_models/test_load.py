@@ -1,0 +1,466 @@
+"""Open weights in: the logits of transformers; what is damaged, or another model, is refused."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from their_models import (
+    KINDS,
+    TEXTS,
+    bpe,
+    change,
+    difference,
+    greedy,
+    refused,
+    rewrite,
+    they_write,
+    write_theirs,
+)
+
+from minseal import GPT, GPTConfig, UserError, checkpoint, load
+from minseal.open_models.export import to_hugging_face
+from minseal.open_models.families import FAMILIES, place_of
+from minseal.open_models.load import find
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "8KB"}], ids=["single", "sharded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_greedy_text_of_transformers(tmp_path, kind, shards, dtype):
+    theirs = write_theirs(tmp_path, kind, getattr(torch, dtype), **shards)
+    files = list(tmp_path.glob("*.safetensors"))
+    assert len(files) > 3 if shards else (tmp_path / "model.safetensors") in files
+    mine, tokenizer = load(tmp_path, "cpu", dtype="float32")
+    assert difference(mine, theirs) < 1e-5  # measured: at most 7e-6
+    assert all(p.dtype == torch.float32 for p in mine.parameters()) and not mine.training
+    assert load(tmp_path, "cpu")[0].wte.weight.dtype == getattr(torch, dtype)  # as stored
+    if dtype == "float32" and not shards:
+        ids = tokenizer.encode(TEXTS[0])
+        assert ids == bpe(kind)(TEXTS[0])["input_ids"]
+        text = greedy(mine, [ids])[0]
+        assert they_write(theirs, text)
+        assert tokenizer.decode(text) == bpe(kind).decode(text, skip_special_tokens=True)
+
+
+def test_gpt2_as_it_lies_on_the_hub(tmp_path):
+    """No prefix, masks among the tensors, the head under its own name, the older files."""
+    theirs = write_theirs(tmp_path, "gpt2")
+    tensors = {k.removeprefix("transformer."): v for k, v in theirs.state_dict().items()}
+    assert "lm_head.weight" in tensors  # and it is not read: the configuration ties it
+    tensors["lm_head.weight"] = torch.full_like(tensors["lm_head.weight"], 7)
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.uint8)
+    tensors["h.1.attn.masked_bias"] = torch.tensor(-1e4)
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    about = change(tmp_path / "config.json", n_inner=None)
+    for key in ("tie_word_embeddings", "layer_norm_epsilon"):
+        about.pop(key)
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + merges)
+    (tmp_path / "tokenizer.json").unlink()
+    assert "mlp" in refused(tmp_path)  # SMALL is 56 wide inside, not 4 * 32
+    change(tmp_path / "config.json", n_inner=56)
+    mine, tokenizer = load(tmp_path, "cpu")
+    assert difference(mine, theirs) < 1e-5
+    assert tokenizer.encode(TEXTS[2]) == bpe("gpt2")(TEXTS[2])["input_ids"]
+
+
+# ---- a folder that cannot be read ----
+
+
+@pytest.fixture(scope="module")
+def good_folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("good")
+    write_theirs(path, "llama")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, good_folder):
+    """A readable llama in the Hugging Face layout, to be spoiled."""
+    return shutil.copytree(good_folder, tmp_path / "llama")
+
+
+OTHER = {"silu": "relu", "gelu_new": "relu", False: True, True: False}
+
+
+@pytest.mark.parametrize(
+    "family, key", [(f.name, key) for f in FAMILIES.values() for key in f.expected]
+)
+def test_another_model_of_the_family(folder, family, key):
+    value = OTHER[FAMILIES[family].expected[key]]
+    (folder / "config.json").write_text(json.dumps({"model_type": family, key: value}))
+    message = refused(folder)
+    assert key in message and repr(value) in message
+
+
+ROPE = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    "values, reason",
+    [
+        ({"model_type": "mamba"}, "'mamba'"),
+        ({"model_type": None}, "model_type"),
+        ({"model_type": ["llama"]}, "model_type"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor"),
+        ({"rope_parameters": [1]}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": "x", **ROPE}}, "config.json"),
+        ({"partial_rotary_factor": 0.5}, "0.5"),
+        ({"layer_types": ["sliding_attention"]}, "sliding_attention"),
+        ({"layer_types": 3}, "layer_types"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"vocab_size": -3}, "vocab_size is -3"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"vocab_size": "300"}, "vocab_size is '300'"),
+        ({"vocab_size": 1e9}, "vocab_size"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"vocab_size": 10**9}, "(1000000000, 32)"),
+        ({"vocab_size": 2**31 - 1, "hidden_size": 2**31 - 1}, "config"),
+        ({"vocab_size": 2**80}, "vocab_size"),
+        ({"vocab_size": None}, "has no vocab_size"),
+        ({"num_hidden_layers": 10**9}, "1000000000 blocks"),
+        ({"num_attention_heads": None}, "has no num_attention_heads"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_key_value_heads": 3}, "n_kv_head"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"max_position_embeddings": 2**30}, "max_position_embeddings"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
+        ({"hidden_size": [32]}, "hidden_size"),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_nonsense(folder, values, reason):
+    change(folder / "config.json", **values)
+    assert reason in refused(folder)
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2**33)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.lists(st.integers(0, 3), max_size=2)
+    | st.just({})
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_configuration_loads_or_is_refused_in_one_line(folder, good_folder, monkeypatch, data):
+    # A damaged length of the context may make tables of gigabytes, and that is no error.
+    monkeypatch.setattr(checkpoint, "LARGEST_TABLE", 2**20)
+    about = json.loads((good_folder / "config.json").read_text())
+    for key in data.draw(st.lists(st.sampled_from(sorted(about)), min_size=1, max_size=2)):
+        about[key] = data.draw(scalars)
+    (folder / "config.json").write_text(json.dumps(about))
+    try:
+        load(folder, "cpu")
+    except UserError as e:
+        assert len(str(e).splitlines()) == 1
+
+
+def test_tensors_that_do_not_fit(folder):
+    q, ours = "model.layers.1.self_attn.q_proj.weight", "blocks.1.attn.q.weight"
+    rewrite(folder, lambda t: t.update({q: torch.zeros(48, 31)}))
+    message = refused(folder)
+    assert all(part in message for part in (q, ours, "(48, 31)", "(48, 32)"))
+    # Quantised by someone: numbers, but not the weights.
+    for dtype, word in ((torch.int32, "I32"), (torch.float8_e4m3fn, "F8_E4M3")):
+        rewrite(folder, lambda t: t.update({q: torch.zeros(48, 32, dtype=dtype)}))
+        assert q in (message := refused(folder)) and word in message
+    rewrite(folder, lambda t: t.pop(q))
+    assert q in (message := refused(folder)) and ours in message and "missing" in message
+    more = {q: torch.zeros(48, 32), "model.layers.2.mlp\n.up": torch.zeros(2)}
+    rewrite(folder, lambda t: t.update(more))
+    assert "model.layers.2.mlp" in refused(folder)
+
+
+def test_the_configuration_says_whether_the_head_is_tied(folder):
+    rewrite(folder, lambda t: t.pop("lm_head.weight"))
+    assert "lm_head.weight is missing" in refused(folder)
+    shutil.rmtree(folder)
+    theirs = write_theirs(folder, "smollm2")
+    rewrite(folder, lambda t: t.update({"lm_head.weight": torch.ones(320, 32)}))
+    mine = load(folder, "cpu")[0]
+    assert difference(mine, theirs) < 1e-5 and mine.head.weight is mine.wte.weight
+    change(folder / "config.json", tie_word_embeddings=False)
+    assert torch.equal(load(folder, "cpu")[0].head.weight, torch.ones(320, 32))
+
+
+def test_a_tokenizer_larger_than_the_embedding(folder):
+    fewer = {name: torch.zeros(299, 32) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    rewrite(folder, lambda t: t.update(fewer))
+    change(folder / "config.json", vocab_size=299)
+    assert "300 tokens" in (message := refused(folder)) and "299 rows" in message
+
+
+OUTSIDE = ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", ".", "x\0"]
+
+
+@pytest.mark.parametrize("file", [*OUTSIDE, "model-00002-of-00002.safetensors", "", 3])
+def test_shards_that_are_not_there(tmp_path, file):
+    write_theirs(tmp_path, "llama", max_shard_size="8KB")
+    (tmp_path.parent / "x.safetensors").write_bytes(b"")
+    index = tmp_path / "model.safetensors.index.json"
+    file_of = json.loads(index.read_text())["weight_map"]
+    change(index, weight_map={**file_of, "model.norm.weight": file})
+    reason = "weight_map" if file == 3 else "outside" if file in OUTSIDE else "lacks"
+    assert reason in refused(tmp_path)
+
+
+def test_shards_and_an_index_that_disagree(tmp_path):
+    write_theirs(tmp_path, "llama", max_shard_size="8KB")
+    index = tmp_path / "model.safetensors.index.json"
+    file_of = json.loads(index.read_text())["weight_map"]
+    shard = tmp_path / file_of["model.norm.weight"]
+    shard.rename(tmp_path / "elsewhere")
+    assert shard.name in (message := refused(tmp_path)) and "lacks" in message
+    (tmp_path / "elsewhere").rename(shard)
+    load(tmp_path)
+    others = {k: v for k, v in file_of.items() if k != "model.norm.weight"}
+    change(index, weight_map=others | {"another": shard.name})
+    assert "disagree" in refused(tmp_path)
+    for nonsense in ("[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "{"):
+        index.write_text(nonsense)
+        refused(tmp_path)
+
+
+def test_no_folder_and_a_file_in_its_place(tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert "expected a folder with config.json" in refused(tmp_path / "missing")
+    assert "no GGUF file" in refused(tmp_path / "file")  # the one kind of model that is a file
+    (tmp_path / "empty").mkdir()
+    assert "expected a folder with config.json" in refused(tmp_path / "empty")
+
+
+def test_files_of_another_kind(folder):
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    assert "only tokenizer.model" in refused(folder)
+    (folder / "tokenizer.model").unlink()
+    assert "no tokenizer.json" in refused(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "pytorch_model.bin" in (message := refused(folder)) and "safe_serialization" in message
+    (folder / "pytorch_model.bin").unlink()
+    assert "no model.safetensors" in refused(folder)
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("protocol", ["zip", 0, 2, 5])
+def test_a_pickle_under_the_name_of_safetensors(folder, tmp_path, protocol):
+    file, evil = folder / "model.safetensors", Evil(tmp_path / "executed")
+    if protocol == "zip":
+        torch.save(evil, file)
+    else:
+        file.write_bytes(pickle.dumps(evil, protocol))
+    # Protocol 0 is plain text, which nothing tells from other damage.
+    assert ("a pickle can run code" if protocol else "safetensors") in refused(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+def header(**changes):
+    x = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}
+    text = json.dumps({"x": x}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(8)
+
+
+MALFORMED = {
+    "empty": b"",
+    "text": b"hello, this is no model",
+    "longer than the file": (10**6).to_bytes(8, "little") + b"{}",
+    "beyond all measure": (2**64 - 1).to_bytes(8, "little") + b"{}",
+    "no JSON": (4).to_bytes(8, "little") + b"{{{{",
+    "nested": (100_000).to_bytes(8, "little") + b"[" * 100_000,
+    "a wrong size": header(shape=[3]),
+    "a gap": header(data_offsets=[4, 12]),
+    "a negative shape": header(shape=[-2]),
+    "an overflow": header(shape=[2**63, 2**63]),
+    "an unknown dtype": header(dtype="F5"),
+    "no numbers": header(data_offsets="08"),
+    "bytes too many": header() + b"\0",
+    "truncated": header()[:-1],
+}
+
+
+@pytest.mark.parametrize("damage", MALFORMED)
+def test_malformed_safetensors(folder, damage):
+    """The package refuses them; what we say of it is one line with the path."""
+    (folder / "model.safetensors").write_bytes(MALFORMED[damage])
+    assert "model.safetensors" in refused(folder)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.05, 0.5, 0.999])
+def test_truncated_safetensors(folder, share):
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[: int(share * len(data))])
+    assert "model.safetensors" in refused(folder)
+
+
+def test_a_dtype_and_a_device_that_are_not_there(folder):
+    cuda = "cuda:99" if torch.cuda.is_available() else "cuda"
+    for settings in ({"dtype": "float8"}, {"device": cuda}):
+        with pytest.raises(UserError, match="float8|cuda") as e:
+            load(folder, **settings)
+        assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
+def test_without_the_packages(folder, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert f"the package {package}: pip install 'minseal[weights]'" in refused(folder)
+
+
+# ---- where a source is looked for ----
+
+
+def test_a_toy_is_found_from_anywhere_and_never_taken_for_a_hub_id(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail())
+    monkeypatch.chdir(tmp_path)
+    root = Path(__file__).parents[2]
+    assert find("tiny_data/knowledge").samefile(root / "tiny_data" / "knowledge")
+    assert "tiny_data" in refused("tiny_data/no_such")
+    (tmp_path / "tiny_data" / "mine").mkdir(parents=True)
+    assert find("tiny_data/mine") == Path("tiny_data/mine")  # as given comes first
+    assert "hub id" in refused("minseal/open_models/no_such")  # other paths are not looked up there
+
+
+def test_a_hub_id_is_fetched(good_folder, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name, **settings):
+        asked.append((name, settings))
+        return str(good_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    model, _ = load("owner/a-model_1.5", "cpu")
+    assert model.config == load(good_folder, "cpu")[0].config
+    ((name, given),) = asked
+    assert name == "owner/a-model_1.5"
+    assert not any("bin" in p or p == "*" for p in given["allow_patterns"])  # no pickles
+
+
+def test_a_hub_id_that_does_not_come(monkeypatch):
+    import huggingface_hub
+
+    def offline(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    invalid = huggingface_hub.errors.HFValidationError("bad id")
+    for error in (OSError("no route\nto host"), ValueError(), invalid):
+        assert "the hub does not give it" in refused("owner/name")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "minseal[weights]" in refused("owner/name")
+    for source in ("no", "a/b/c", "owner/name with space", "https://host/owner/name"):
+        assert "hub id" in refused(source)
+
+
+OFFLINE = """
+import minseal
+try:
+    minseal.load("owner/minseal-has-no-such-model")
+except minseal.UserError as e:
+    print(e)
+"""
+
+
+def test_the_hub_itself_when_offline():
+    run = subprocess.run(
+        [sys.executable, "-c", OFFLINE],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert run.returncode == 0 and len(run.stdout.splitlines()) == 1
+    assert "owner/minseal-has-no-such-model" in run.stdout
+
+
+# ---- memory ----
+
+PEAK = """
+import sys, minseal, torch, safetensors, tokenizers
+from minseal.open_models.load import load, make_empty
+from minseal import save
+def now(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+source, out, dtype = sys.argv[1:]
+# torch itself imports 70 MB of code at the first model on the meta device
+make_empty(minseal.GPTConfig(), torch.float32, "cpu")
+open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+before = now("VmRSS")
+model, tokenizer = load(source, "cpu", dtype)
+loaded = now("VmHWM") - before
+save(out, model, tokenizer, {})
+sizes = [p.nbytes for p in model.parameters()]
+print(sum(sizes), loaded, now("VmHWM") - before, max(p.numel() for p in model.parameters()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_the_peak_of_memory(tmp_path, stored):
+    """Converting takes the weights as they will be and the largest tensor as it is stored.
+
+    And 20 MB for code, tokenizer and the allocator.
+    """
+    config = GPTConfig(
+        vocab_size=8192, n_layer=12, n_head=12, n_kv_head=12, n_embd=768, head_dim=64, mlp_dim=2048
+    )
+    family, about = to_hugging_face(config)
+    bpe("llama").save_pretrained(tmp_path / "big")
+    (tmp_path / "big" / "config.json").write_text(json.dumps(about))
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in GPT(config).named_parameters()}
+    tensors = {
+        place_of(name, family.names).name: torch.randn(shape, generator=generator).to(stored)
+        for name, shape in shapes.items()
+    }
+    safetensors.torch.save_file(tensors, tmp_path / "big" / "model.safetensors")
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "big", tmp_path / "own", "bfloat16"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    weights, loaded, saved, largest = map(int, run.stdout.split())
+    limit = weights + largest * stored.itemsize + 20e6
+    print(
+        f"from {stored}: weights {weights / 1e6:.0f} MB, peak of loading {loaded / weights:.2f}, "
+        f"with saving {saved / weights:.2f} of them; allowed {limit / weights:.2f}"
+    )
+    assert 150e6 < weights <= loaded <= saved < limit and limit < 1.25 * weights
