@@ -21,7 +21,7 @@ from ..open_models.export import export
 from ..open_models.load import load
 from ..open_models.peft import save_adapter
 from ..selfedit import SelfEdit
-from ..tasks.people import People, random_notes, toy_passages
+from ..tasks.people import People, toy_passages, write_random_notes
 from ..tokenizer import Tokenizer
 
 PEERS = ("peft, batch size 1", "peft, padded batch")
@@ -153,7 +153,7 @@ def make_edits(config: BenchConfig, tokenizer: Tokenizer) -> list[SelfEdit]:
     """Self-edits from the prior that pretraining gave the policy: a passage and 3 to 8 notes."""
     rng, task = np.random.default_rng(config.seed), People(tokenizer)
     passages = toy_passages(config.edits, config.seed)
-    return [task.parse(p, "\n".join(random_notes(p.person, rng))) for p in passages]
+    return [task.parse(p, "\n".join(write_random_notes(p.person, rng))) for p in passages]
 
 
 def length(edit: SelfEdit) -> int:

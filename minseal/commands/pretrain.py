@@ -53,7 +53,7 @@ class FewShotPretrainConfig(PretrainConfig):
 def pretrain_knowledge(config: PretrainConfig) -> dict[str, float]:
     """Tokenizer and model of the toy world of people, into config.out; returns what it measured."""
     rng = np.random.default_rng(config.seed)
-    text = "\n".join(people.document(rng) for _ in range(3000))
+    text = "\n".join(people.pretraining_text(rng) for _ in range(3000))
     tokenizer = Tokenizer(train_ranks(text, 511))
     shape = GPTConfig(
         vocab_size=tokenizer.vocab_size,
@@ -66,7 +66,7 @@ def pretrain_knowledge(config: PretrainConfig) -> dict[str, float]:
 
     def documents() -> Iterator[Document]:
         while True:
-            ids = [*tokenizer.begin(people.document(rng) + "\n"), tokenizer.eot]
+            ids = [*tokenizer.begin(people.pretraining_text(rng) + "\n"), tokenizer.eot]
             yield Document.completion([], ids)
 
     return pretrain("knowledge", config, shape, tokenizer, documents(), people.probes(tokenizer))
@@ -75,7 +75,7 @@ def pretrain_knowledge(config: PretrainConfig) -> dict[str, float]:
 def pretrain_fewshot(config: FewShotPretrainConfig) -> dict[str, float]:
     """The same for the toy world of rules."""
     rng = np.random.default_rng(config.seed)
-    text = rules.sample_text(rng)
+    text = rules.tokenizer_text(rng)
     tokenizer = Tokenizer(train_ranks(text, 511, rules.PATTERN), rules.PATTERN)
     # Three blocks: to find a colour in a demonstration and what became of it takes two, and one
     # more to be fluent. theta is small, as the texts are short.
@@ -89,8 +89,8 @@ def pretrain_fewshot(config: FewShotPretrainConfig) -> dict[str, float]:
         mlp_dim=170,
         rope_theta=200.0,
     )
-    task = FewShot(tokenizer, prompt="tiny")
-    documents = iter(lambda: rules.document(task, rng), None)
+    task = FewShot(tokenizer, "tiny")
+    documents = iter(lambda: rules.pretraining_document(task, rng), None)
     return pretrain("fewshot", config, shape, tokenizer, documents, rules.probes(tokenizer))
 
 

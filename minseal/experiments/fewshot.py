@@ -107,7 +107,7 @@ def best_constant(lab: Lab, history: list[Tried], constants: int) -> Any:
     trials = [t for tried in history for _, of_one in tried for t in of_one]
     right = Counter(Directives.from_chosen(t.chose) for t in trials if t.reward == 1)
     often = [directives for directives, _ in right.most_common(constants)]
-    candidates = list(dict.fromkeys([*task.best_known.values(), task.fixed, *often]))
+    candidates = list(dict.fromkeys([*task.best.values(), task.plain, *often]))
     scores: Counter = Counter()
     for number, lot in enumerate((train[:16], train[16:40]), 1):
         if not lot:

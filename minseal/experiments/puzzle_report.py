@@ -133,8 +133,11 @@ def notes(run: Run, results: dict[str, Any]) -> list[str]:
 
 def count_unreadable(run: Run) -> dict[str, int]:
     """Of all that policies wrote; a text that is tried again counts once."""
-    steps = [*run.labelled(), *()]
-    written = [s for s in steps if "loop" in s.labels or (s.arm and s.name not in (FIRST, LAST))]
+    written = [
+        s
+        for s in run.steps.values()
+        if "loop" in s.labels or (s.arm and s.name not in (FIRST, LAST))
+    ]
     trials = [t for s in written for t in s.trials if t.text is not None]
     return {"self_edits": len(trials), "unreadable": sum(not t.chose for t in trials)}
 
@@ -214,13 +217,13 @@ def puzzle_picture(before: str, after: str = "", most: int = 6) -> Callable:
         rows = []
         for puzzle in list(held_out_puzzles(run).values())[:most]:
             shown, truth = puzzle.demonstrations[0], puzzle.tests[0].output
-            cells = [(shown.input, ""), (shown.output, ""), (puzzle.tests[0].input, "")]
+            cells = [(shown.input, None), (shown.output, None), (puzzle.tests[0].input, None)]
             for name in arms:
                 answers = by_arm[name][puzzle.id].answers
                 guesses = predictions(puzzle, answers, run.config["vote"])[0] if answers else []
                 right = truth in guesses[: run.config["attempts"]]
-                cells.append((guesses[0] if guesses else None, "right" if right else "wrong"))
-            rows.append((puzzle.id, [*cells, (truth, "")]))
+                cells.append((guesses[0] if guesses else None, right))
+            rows.append((puzzle.id, [*cells, (truth, None)]))
         headings = ["demonstration", "", "test", *arms, "truth"]
         save("puzzles.png", lambda figure: draw_puzzles(figure, rows, headings), (9, 6.4))
 

@@ -83,17 +83,17 @@ def puzzles(config: PuzzleConfig) -> Opened:
     replay = toy and prompt == "tiny" and getattr(config, "replay", False)
     task = FewShot(
         tokenizer,
-        prompt=prompt,
+        prompt,
         train_puzzles=config.train_puzzles,
         palette=rules.PALETTE if toy else range(10),
         vote=config.vote,
         attempts=config.attempts,
-        best_known=rules.ORACLE if toy else {"": PAPER_ORACLE},
+        best=rules.ORACLE if toy else {"": PAPER_ORACLE},
         views=getattr(config, "views", 0),
-        replay=rules.document if replay else None,
-        most=rules.MOST if toy else 30,
+        replay=rules.pretraining_document if replay else None,
+        max_side=rules.TOY_SIDE if toy else 30,
         max_tokens=block_size,
-        fixed=fixed_directives(config),
+        plain=fixed_directives(config),
         edit_tokens=config.edit_tokens,
     )
     train, held_out = split(config, task)
