@@ -1,89 +1,124 @@
-"""SelfEdit: training documents and directives, and how text becomes one (or is refused)."""
+"""Self-edits: what is trained on, and what a task has to say (paper section 3.1)."""
 
-import re
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Document:
-    """Tokens to train on. `loss` says which of them carry loss (the first never does: nothing predicts it)."""
+    """Tokens to train on.
 
-    ids: tuple
-    loss: tuple
+    weights[t] is the weight of the loss at predicting ids[t]: 0 carries none, 1 is the ordinary
+    loss. The first token never carries loss: nothing predicts it.
+    """
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
 
     @classmethod
-    def of(cls, tokenizer, text, prompt="", carries="all", end=False):
-        """prompt + text, encoded apart so that the border between them stays a border between tokens, after what every text begins with.
+    def completion(
+        cls,
+        before: Sequence[int],
+        after: Sequence[int],
+        loss: Literal["all", "completion"] = "completion",
+    ) -> "Document":
+        """`before`, then `after`; loss on `all` tokens or on the `completion` alone."""
+        weights = (1.0 if loss == "all" else 0.0,) * len(before) + (1.0,) * len(after)
+        return cls((*before, *after), weights)
 
-        carries: 'all' tokens, or only the 'completion' (the text without its prompt). end: an end-of-text token follows.
-        """
-        before = [*tokenizer.bos, *tokenizer.encode(prompt)]
-        after = tokenizer.encode(text) + ([tokenizer.eot] if end else [])
-        return cls(tuple(before + after), (carries == "all",) * len(before) + (True,) * len(after))
+    def weighted(self, factor: float) -> "Document":
+        """The same document, its loss times `factor` (below 0: it is unlearnt)."""
+        return replace(self, weights=tuple(factor * w for w in self.weights))
 
 
 @dataclass(frozen=True)
 class SelfEdit:
-    """What the policy wrote, ready for the inner loop. Directives left out (None) fall to the inner loop's own settings."""
+    """What the policy wrote, ready for the inner loop.
 
-    documents: tuple
+    lr, epochs: None falls to the inner loop's own settings.
+    chose: what was chosen in it, as values for the log (Trial.chose).
+    """
+
+    documents: tuple[Document, ...]
     lr: float | None = None
     epochs: int | None = None
+    chose: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 class InvalidSelfEdit(ValueError):
-    """The text is no self-edit; the message is the reason. Such a text has reward 0 and stays in the log."""
+    """The text is no self-edit; the message is the reason. It has reward 0 and stays in the log."""
 
 
-MAX_LINES = 30  # training lines taken from one self-edit (the paper's code, second version)
 LIMITS = {"lr": (1e-6, 0.1), "epochs": (1, 50)}
 
 
-def read_directives(text):
-    """Optional first lines 'lr: 0.001', 'epochs: 4', 'loss: all | completion' -> ({directive: value}, the other text).
+def check_directive(name: str, value: object, called: str = "") -> None:
+    """Raise InvalidSelfEdit unless `value` is an lr or a number of epochs within LIMITS.
 
-    Raises InvalidSelfEdit if a value is unreadable or outside LIMITS: a self-edit may not ask for a rate of 1e9.
+    A self-edit may not ask for a rate of 1e9. called: what the text calls it.
     """
-    directives, lines = {}, text.strip("\n").split("\n")
-    while lines and (found := re.fullmatch(r"\s*(lr|epochs|loss)\s*[:=]\s*(.*?)\s*", lines[0])):
-        name, value = found.groups()
-        if name in directives:
-            raise InvalidSelfEdit(f"directive {name} twice")
-        directives[name] = _read_directive(name, value)
-        lines.pop(0)
-    return directives, "\n".join(lines)
-
-
-def _read_directive(name, value):
-    if name == "loss":
-        if value not in ("all", "completion"):
-            raise InvalidSelfEdit(f"loss is {value[:20]!r}; expected all or completion")
-        return value
-    (low, high), kind = LIMITS[name], {"lr": float, "epochs": int}[name]
-    try:
-        number = kind(value)
-    except ValueError:
+    (low, high), whole = LIMITS[name], name == "epochs"
+    # True is an int, and no number of epochs. NaN is within no limits.
+    if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
         raise InvalidSelfEdit(
-            f"{name} is {value[:20]!r}; expected {'a whole number' if kind is int else 'a number'}"
-        ) from None
-    if not low <= number <= high:  # also refuses NaN
-        raise InvalidSelfEdit(f"{name} is {value[:20]}; expected {low:g} to {high:g}")
-    return number
+            f"{called or name} is {json.dumps(value)[:40]}; expected {kind} from {low:g} to {high:g}"
+        )
 
 
-def split_lines(text):
-    """The paper's way from a text to training lines (its code, n = 1): parts between '---', one line each.
+class Task:
+    """What a context asks for and how it is graded. It knows text and tokens, never training.
 
-    Blank lines fall away, and so does a first line before a numbered list ('Here are some implications:').
+    A context is any object with an `id`, a string by which the log knows it. A new task says the
+    methods below that raise NotImplementedError; tasks/knowledge.py and tasks/fewshot.py are two.
     """
-    lines = [line.strip() for part in text.split("---") for line in part.split("\n")]
-    lines = [line for line in lines if line]
-    if len(lines) > 1 and lines[1].startswith("1."):
-        lines = lines[1:]
-    return lines[:MAX_LINES]
 
+    tokenizer: Tokenizer
+    edit_tokens: int = 128  # longest self-edit
+    answer_tokens: int = 24  # longest answer
+    stop: str | None = "\n"  # an answer ends before it
 
-def split_questions(text):
-    """The paper's way for its self-QA prompt: cut before each 'Question n:'."""
-    parts = [part.strip() for part in re.split(r"(?=Question \d+:)", text)]
-    return [part for part in parts if part][:MAX_LINES]
+    def prompt(self, context: Any) -> list[int]:
+        """The ids after which the policy writes its self-edit."""
+        raise NotImplementedError
+
+    def parse(self, context: Any, text: str) -> SelfEdit:
+        """What the policy wrote -> SelfEdit. Raises InvalidSelfEdit, the message is the reason."""
+        raise NotImplementedError
+
+    def baseline(self, context: Any) -> SelfEdit:
+        """Training that no policy had a hand in."""
+        raise NotImplementedError
+
+    def oracle(self, context: Any) -> SelfEdit:
+        """The self-edit of someone who knows."""
+        raise NotImplementedError
+
+    def exam(self, context: Any, in_context: bool = False) -> list[list[int]]:
+        """The ids of each question, closed book; in_context: with the context in view."""
+        raise NotImplementedError
+
+    def grade(self, context: Any, answers: list[str]) -> list[float]:
+        """The answers to the exam, in its order -> numbers in [0, 1]; their mean is the score."""
+        raise NotImplementedError
+
+    def answers(self, context: Any) -> list[Document]:
+        """The exam with its right answers, which alone carry loss (rewards.likelihood)."""
+        raise NotImplementedError
+
+    def lesson(self, context: Any, text: str) -> Document:
+        """What the M-step learns from one winner: its prompt, then the text, which carries loss.
+
+        The end of the text is learnt too, also where edit_tokens cut it off.
+        """
+        return Document.completion(
+            self.prompt(context), [*self.tokenizer.encode(text), self.tokenizer.eot]
+        )
+
+    def lessons(self, winners: list[tuple[Any, str]], seed: int) -> list[Document]:
+        """What the M-step learns from all winners [(context, text), ...]."""
+        return [self.lesson(context, text) for context, text in winners]
