@@ -7,6 +7,8 @@ from .model import GPT, GPTConfig
 from .outer import OuterConfig, exam_score, rest_em, try_out
 from .sample import sample
 from .selfedit import Document, InvalidSelfEdit, SelfEdit
-from .tasks.knowledge import Knowledge, read_contexts, toy_contexts
+from .tasks.knowledge import Knowledge
+from .tasks.passages import Passage, read_passages
+from .tasks.people import People, toy_passages
 from .tokenizer import Tokenizer
 from .weights import load, save

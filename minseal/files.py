@@ -71,16 +71,42 @@ def write_json(data):
     )
 
 
-def read_json(path):
-    """The object in a JSON file, a dict. Raises UserError if there is none."""
+def read_text(path):
+    """A file of UTF-8 text, whole."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_text(encoding="utf-8-sig")  # Windows likes to put a mark in front
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
-    except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"cannot read {path} as JSON: {first_line(e)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; expected a file") from None
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot read {path} as text in UTF-8: {first_line(e)}") from None
+
+
+def read_json(path, once=False):
+    """The JSON object in a file. once: refuse a key that stands twice in an object."""
+    data = parse_json(read_text(path), path, once)
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def parse_json(text, where, once=False):
+    """Any JSON value. once: as in read_json. Raises UserError, in the name of `where`."""
+    try:
+        return json.loads(text, object_pairs_hook=_object_of if once else None)
+    except RecursionError:
+        raise UserError(f"cannot read {where} as JSON: nested too deep") from None
+    except ValueError as e:  # also a number of thousands of digits
+        raise UserError(f"cannot read {where} as JSON: {first_line(e)}") from None
+
+
+def _object_of(pairs):
+    data = {}
+    for key, value in pairs:
+        if key in data:  # json would keep the last of two without a word
+            raise ValueError(f"{key!r} stands in it twice")
+        data[key] = value
     return data
 
 
