@@ -244,17 +244,13 @@ def solves(puzzle: Puzzle, answers: Sequence[str], vote: int, attempts: int) -> 
     return all(test.output in grids[:attempts] for test, grids in zip(puzzle.tests, found))
 
 
-def longest_answer(tokenizer: Tokenizer, puzzles: Iterable[Puzzle]) -> int:
-    """Tokens that answers need, by the largest grid: but for the tests' outputs, unknown here."""
-    grids = [
-        grid
-        for puzzle in puzzles
-        for pair in (*puzzle.demonstrations, *(Pair(t.input, None) for t in puzzle.tests))
-        for grid in (pair.input, pair.output)
-        if grid
-    ]
-    turned = [TRANSPOSE.apply(grid) for grid in grids]  # as some views do
-    return 2 + max(len(tokenizer.encode(to_text(grid))) for grid in grids + turned)
+def longest_answer(tokenizer: Tokenizer, puzzles: Sequence[Puzzle]) -> int:
+    """Tokens that an answer needs, by the largest grid; what the tests' outputs are is unknown."""
+    pairs = [pair for puzzle in puzzles for pair in puzzle.demonstrations]
+    grids = [grid for pair in pairs for grid in (pair.input, pair.output)]
+    grids += [test.input for puzzle in puzzles for test in puzzle.tests]
+    grids += [TRANSPOSE.apply(grid) for grid in grids]  # views turn grids
+    return 2 + max(len(tokenizer.encode(to_text(grid))) for grid in grids)
 
 
 def pairs_to_text(pairs: Iterable[Pair]) -> str:
@@ -280,7 +276,7 @@ def read_directives(text: str) -> Directives:
     if len(text) > MAX_LETTERS:
         raise InvalidSelfEdit(f"{len(text)} letters; expected at most {MAX_LETTERS}")
     try:
-        data = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        data = json.loads(text, object_pairs_hook=_object)
         return _directives(data)
     except (json.JSONDecodeError, RecursionError) as e:
         raise InvalidSelfEdit(f"no JSON: {getattr(e, 'msg', 'nested too deep')}") from None
@@ -293,9 +289,9 @@ def _directives(data: Any) -> Directives:
     strategy, lr, epochs = _values(training, "training", keys)
     for key, value in zip(SWITCHES.values(), switches):
         if not isinstance(value, bool):
-            raise InvalidSelfEdit(f"{key} is {_brief(value)}; expected true or false")
+            raise InvalidSelfEdit(f"{key} is {_quote(value)}; expected true or false")
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
-        raise InvalidSelfEdit(f"strategy is {_brief(strategy)}; expected {' or '.join(STRATEGIES)}")
+        raise InvalidSelfEdit(f"strategy is {_quote(strategy)}; expected {' or '.join(STRATEGIES)}")
     check_directive("lr", lr, called="learning_rate")
     check_directive("epochs", epochs, called="num_train_epochs")
     augmentations = frozenset(name for name, on in zip(SWITCHES, switches) if on)
@@ -305,10 +301,10 @@ def _directives(data: Any) -> Directives:
 def _values(data: Any, where: str, keys: list[str]) -> list[Any]:
     """The values of exactly these keys."""
     if not isinstance(data, dict):
-        raise InvalidSelfEdit(f"{where} is {_brief(data)}; expected an object")
+        raise InvalidSelfEdit(f"{where} is {_quote(data)}; expected an object")
     if unfit := sorted(data.keys() ^ set(keys)):
         what = "lacks" if unfit[0] in keys else "has an unknown key"
-        raise InvalidSelfEdit(f"{where} {what} {_brief(unfit[0])}")
+        raise InvalidSelfEdit(f"{where} {what} {_quote(unfit[0])}")
     return [data[key] for key in keys]
 
 
@@ -318,11 +314,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _refuse_constant(name: str) -> None:
-    raise InvalidSelfEdit(f"{name} is no number")
-
-
-def _brief(value: Any) -> str:
+def _quote(value: Any) -> str:
     return json.dumps(value)[:40]
 
 

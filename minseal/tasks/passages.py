@@ -58,7 +58,7 @@ def _read_values(path: str | Path) -> Any:
         values: list[Any] = []
         for number, line in enumerate(text.split("\n"), 1):
             try:
-                values += [parse_json(line, f"{path}, line {number},")] if line.strip() else []
+                values += [parse_json(line, f"{path}, line {number}")] if line.strip() else []
             except UserError as error:
                 # Where no line before it is JSON, one value over many lines was meant.
                 raise (error if values else whole) from None
