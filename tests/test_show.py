@@ -6,8 +6,7 @@ import re
 import pytest
 
 from minseal import UserError
-from minseal.report_fewshot import PALETTE
-from minseal.show import ShowConfig, blocks, show
+from minseal.show import ShowConfig, show
 from minseal.tasks import grids
 from minseal.tasks.arc import to_json
 
@@ -30,20 +29,6 @@ def test_digits_are_the_grids_row_by_row():
         row for p in (*TASK.demonstrations, *TASK.tests) for row in p.output
     ]
     assert "\033" not in text
-
-
-def test_blocks_have_the_colours_of_the_cells_and_end_each_row_plain():
-    grid = ((0, 9), (3, 3))
-    for line, row in zip(blocks([grid], True).split("\n"), grid):
-        found = re.findall(r"\033\[48;2;(\d+);(\d+);(\d+)m  ", line)
-        assert ["#%02x%02x%02x" % tuple(map(int, rgb)) for rgb in found] == [
-            PALETTE[c] for c in row
-        ]
-        assert line.endswith("\033[0m")
-
-
-def test_grids_of_different_heights_stand_side_by_side():
-    assert blocks([((1, 2),), ((3,), (4,))], False) == "  1 2   ->  3\n" + " " * 12 + "4"
 
 
 def test_a_file_is_shown_and_an_unknown_task_is_refused(tmp_path):

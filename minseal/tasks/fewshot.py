@@ -1,145 +1,343 @@
-"""Few-shot learning: grid tasks, and self-edits that say how to train on their demonstrations (paper section 3.2)."""
+"""Few-shot learning: puzzles, and self-edits that say how to train on them (section 3.2)."""
 
 import json
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import UserError
-from ..selfedit import LIMITS, Document, InvalidSelfEdit, SelfEdit
-from .arc import MOST, Pair, from_text, to_text
+from ..files import UserError
+from ..selfedit import Document, InvalidSelfEdit, SelfEdit, Task, check_directive
+from ..tokenizer import Tokenizer
+from .arc import MAX_SIDE, Grid, Pair, Puzzle, from_text, to_text
 from .augment import (
     GROUPS,
     IDENTITY,
     TRANSPOSE,
     VIEWS,
+    Augmentation,
+    draw_training_puzzles,
     permute_colours,
     reorder,
-    training_tasks,
     transform,
 )
 
-# The keys of the paper's JSON object. Paper: colours are permuted whatever the self-edit says. Here: use_color_augmentations
-# switches that, too, because a rule about colours is spoilt by it and a rule about places is learnt from it.
-SWITCHES = {group: f"use_{group}_augmentations" for group in GROUPS} | {
-    "color": "use_color_augmentations"
+PuzzleLoss = Literal["all", "outputs"]  # which tokens of a puzzle carry loss
+ARROW, GRID_END = "\n>\n", "\n\n"  # between input and output, after an output
+
+# The keys of the paper's JSON object. Paper: colours are permuted whatever the self-edit says.
+# Here: use_color_augmentations switches that, too, because a rule about colours is spoilt by it
+# and a rule about places is learnt from it.
+SWITCHES = {name: f"use_{name}_augmentations" for name in (*GROUPS, "color")}
+STRATEGIES: dict[str, PuzzleLoss] = {
+    "train_using_all_tokens": "all",
+    "train_using_output_tokens": "outputs",
 }
-STRATEGIES = {"train_using_all_tokens": "all", "train_using_output_tokens": "outputs"}
-MOST_LETTERS = 2000  # a longer text is no self-edit; nobody has to parse a megabyte of brackets
+MAX_LETTERS = 2000  # a longer text is no self-edit; nobody has to parse a megabyte of brackets
 
 
 @dataclass(frozen=True)
 class Directives:
-    """What a self-edit for a grid task says: how the student is to train on it."""
+    """What a self-edit for a puzzle says: how the student is to train on it."""
 
-    augmentations: frozenset  # names out of SWITCHES
-    loss: str  # all | outputs: which tokens carry loss
+    augmentations: frozenset[str]  # names out of SWITCHES
+    loss: PuzzleLoss
     lr: float
     epochs: int
 
-    def to_json(self):
-        return json.dumps(
-            {
-                "data_generation": {
-                    key: name in self.augmentations for name, key in SWITCHES.items()
-                },
-                "training": {
-                    "strategy": {v: k for k, v in STRATEGIES.items()}[self.loss],
-                    "learning_rate": self.lr,
-                    "num_train_epochs": self.epochs,
-                },
-            }
+    def to_json(self) -> str:
+        """The paper's JSON object; read_directives() reads it."""
+        switches = {key: name in self.augmentations for name, key in SWITCHES.items()}
+        (strategy,) = (key for key, loss in STRATEGIES.items() if loss == self.loss)
+        training = {
+            "strategy": strategy,
+            "learning_rate": self.lr,
+            "num_train_epochs": self.epochs,
+        }
+        return json.dumps({"data_generation": switches, "training": training})
+
+    def to_chosen(self) -> dict[str, Any]:
+        """As values for the log."""
+        return {**vars(self), "augmentations": sorted(self.augmentations)}
+
+    @classmethod
+    def from_chosen(cls, chose: dict[str, Any]) -> "Directives":
+        """What SelfEdit.chose, or the log, holds of them."""
+        augmentations = frozenset(chose["augmentations"])
+        return cls(augmentations, chose["loss"], chose["lr"], chose["epochs"])
+
+
+@dataclass
+class FewShot(Task):
+    """The few-shot task: prompts, self-edits, exams and grades of puzzles."""
+
+    tokenizer: Tokenizer
+    style: str = "paper"  # one of PROMPTS, how the policy is asked
+    _: KW_ONLY
+    edit_tokens: int = 128  # longest self-edit
+    answer_tokens: int = 16  # longest answer: longest_answer() of the puzzles
+    stop: str = GRID_END
+    train_puzzles: int = 16  # puzzles in a self-edit's training data
+    palette: Sequence[int] = range(10)  # the colours that may be permuted
+    max_side: int = MAX_SIDE  # of an augmented grid
+    max_tokens: int = 10**9  # of a training document; longer ones are left out
+    seed: int = 0  # of the draws of training puzzles
+    vote: int = 0  # answers in each of VIEWS, the majority wins (section 4); 0: one greedy answer
+    attempts: int = 2  # different answers that may be given: ARC's rule and the paper's
+    plain: Directives = Directives(frozenset(), "outputs", 1e-4, 2)  # of plain test-time training
+    best: dict[str, Directives] = field(default_factory=dict)  # by kind of rule; "": any other
+    views: int = 0  # views of the winners that the M-step learns; 0: the winners as they are
+    # A document of pretraining, learnt again after every second lesson.
+    replay: Callable[["FewShot", np.random.Generator], Document] | None = None
+
+    def __post_init__(self) -> None:
+        if self.style not in PROMPTS:
+            raise UserError(f"prompt {self.style!r}: expected one of {', '.join(PROMPTS)}")
+
+    # -- self-edits
+
+    def prompt(self, puzzle: Puzzle) -> list[int]:
+        """The ids after which the policy writes its self-edit."""
+        above, below, opening = PROMPTS[self.style]
+        ask = above + pairs_to_text(puzzle.demonstrations) + below
+        return [*self.tokenizer.prompt(ask), *self.tokenizer.encode(opening)]
+
+    def parse(self, puzzle: Puzzle, text: str) -> SelfEdit:
+        """What the policy wrote -> SelfEdit. Raises InvalidSelfEdit."""
+        return self.edit(puzzle, self.read(text))
+
+    def read(self, text: str) -> Directives:
+        """What the policy wrote -> Directives; text_of() backwards. Raises InvalidSelfEdit."""
+        return read_directives(PROMPTS[self.style][2] + text)
+
+    def text_of(self, directives: Directives) -> str:
+        """The text with which the policy would say this."""
+        return directives.to_json().removeprefix(PROMPTS[self.style][2])
+
+    def edit(self, puzzle: Puzzle, directives: Directives) -> SelfEdit:
+        """Training documents as the directives want them, drawn alike whatever they say.
+
+        Raises InvalidSelfEdit if all are longer than max_tokens.
+        """
+        puzzles = draw_training_puzzles(
+            puzzle,
+            directives.augmentations - {"color"},
+            "color" in directives.augmentations,
+            self.train_puzzles,
+            _luck(puzzle, self.seed),
+            self.palette,
+            self.max_side,
         )
+        documents = [self.document(new, directives.loss) for new in puzzles]
+        documents = [d for d in documents if len(d.ids) <= self.max_tokens]
+        if not documents:
+            raise InvalidSelfEdit(
+                "its augmentations make every puzzle longer than the model can read"
+            )
+        chose = {"kind": puzzle.kind, **directives.to_chosen()}
+        return SelfEdit(tuple(documents), directives.lr, directives.epochs, chose)
+
+    def document(self, puzzle: Puzzle, loss: PuzzleLoss) -> Document:
+        """A puzzle with its answers; `outputs`: of demonstrations and tests alike."""
+        ids = list(self.tokenizer.bos)
+        weights = [float(loss == "all")] * len(ids)
+        for pair in puzzle.demonstrations + puzzle.tests:
+            before = self.tokenizer.encode(to_text(pair.input) + ARROW)
+            output = self.tokenizer.encode(to_text(pair.output) + GRID_END)
+            ids += before + output
+            weights += [float(loss == "all")] * len(before) + [1.0] * len(output)
+        return Document(tuple(ids), tuple(weights))
+
+    def baseline(self, puzzle: Puzzle) -> SelfEdit:
+        """Plain test-time training: the same for every puzzle."""
+        return self.edit(puzzle, self.plain)
+
+    def oracle(self, puzzle: Puzzle) -> SelfEdit:
+        """The self-edit of someone who knows the kind of rule."""
+        return self.edit(puzzle, self.best.get(puzzle.kind) or self.best[""])
+
+    def lessons(self, winners: list[tuple[Puzzle, str]], seed: int) -> list[Document]:
+        """What the M-step learns from all winners [(puzzle, text), ...].
+
+        Paper: each prompt as it was. Here: `views` of them in all, the winners in turn, each time
+        in another view (symmetry, colours, order of demonstrations), because the few prompts of a
+        round are else learnt by heart, and all that is left is one self-edit for every puzzle.
+        After every second lesson a document of pretraining, if there is one (`replay`): else the
+        weights forget how to learn from self-edits while they learn to write them.
+        """
+        rng, out = np.random.default_rng(seed), []
+        for i in range(self.views or len(winners)):
+            puzzle, text = winners[i % len(winners)]
+            if self.views:
+                view = transform(puzzle, VIEWS[rng.integers(len(VIEWS))])
+                puzzle = permute_colours(reorder(view, rng), rng, self.palette)
+            out.append(self.lesson(puzzle, text))
+            if self.replay and i % 2:
+                out.append(self.replay(self, rng))
+        return out
+
+    # -- exams
+
+    def exam(self, puzzle: Puzzle, in_context: bool = False) -> list[list[int]]:
+        """The ids of the demonstrations and a test's input, test by test, each in all views.
+
+        in_context changes nothing: demonstrations are part of the question either way.
+        """
+        return [
+            [
+                *self.tokenizer.bos,
+                *self.tokenizer.encode(pairs_to_text(view.demonstrations)),
+                *self.tokenizer.encode(to_text(view.tests[i].input) + ARROW),
+            ]
+            for i in range(len(puzzle.tests))
+            for view in self._views(puzzle)
+        ]
+
+    def grade(self, puzzle: Puzzle, answers: list[str]) -> list[float]:
+        """[1.0] if every test is right within `attempts` predictions, else [0.0]: the paper's."""
+        return [float(solves(puzzle, answers, self.vote, self.attempts))]
+
+    def answers(self, puzzle: Puzzle) -> list[Document]:
+        """The tests in their first view with their right outputs, which alone carry loss."""
+        questions = self.exam(puzzle)[:: len(voters(self.vote))]
+        return [
+            Document.completion(ids, self.tokenizer.encode(to_text(test.output) + GRID_END))
+            for test, ids in zip(puzzle.tests, questions)
+        ]
+
+    def _views(self, puzzle: Puzzle) -> list[Puzzle]:
+        """The puzzle as each of the voters sees it."""
+        rng = _luck(puzzle, self.seed)
+        # A symmetry never outgrows the grid, but it may turn it: all six fit.
+        return [
+            transform(reorder(puzzle, rng) if again else puzzle, symmetry)
+            for symmetry in VIEWS
+            for again in range(self.vote)
+        ] or [puzzle]
 
 
-def read_directives(text):
-    """The paper's JSON object, strictly: every key once, none unknown, numbers within LIMITS. Else InvalidSelfEdit says what is wrong.
+def voters(vote: int) -> list[Augmentation]:
+    """The symmetries in which a test is asked, one for each answer that has a vote."""
+    return [view for view in VIEWS for _ in range(vote)] or [IDENTITY]
 
-    Paper: its code samples again until a text parses. Here: an unreadable text is a self-edit with reward 0, and counted.
+
+def predictions(puzzle: Puzzle, answers: Sequence[str], vote: int) -> list[list[Grid]]:
+    """Answers to the exam -> for each test its different predicted grids, most votes first.
+
+    Ties go to the earlier view; an unreadable answer has no vote. No answers: no predictions.
     """
-    if len(text) > MOST_LETTERS:
-        raise InvalidSelfEdit(f"{len(text)} letters; expected at most {MOST_LETTERS}")
+    views, out = voters(vote), []
+    for i in range(len(puzzle.tests)):
+        some = answers[i * len(views) : (i + 1) * len(views)]
+        grids = [from_text(answer) for answer in some]
+        votes = Counter(v.inverse(g) for v, g in zip(views, grids) if g is not None)
+        out.append([grid for grid, _ in votes.most_common()])  # keeps the order among equals
+    return out
+
+
+def solves(puzzle: Puzzle, answers: Sequence[str], vote: int, attempts: int) -> bool:
+    """Whether every test is right within its first `attempts` predictions."""
+    found = predictions(puzzle, answers, vote)
+    return all(test.output in grids[:attempts] for test, grids in zip(puzzle.tests, found))
+
+
+def longest_answer(tokenizer: Tokenizer, puzzles: Sequence[Puzzle]) -> int:
+    """Tokens that an answer needs, by the largest grid; what the tests' outputs are is unknown."""
+    pairs = [pair for puzzle in puzzles for pair in puzzle.demonstrations]
+    grids = [grid for pair in pairs for grid in (pair.input, pair.output)]
+    grids += [test.input for puzzle in puzzles for test in puzzle.tests]
+    grids += [TRANSPOSE.apply(grid) for grid in grids]  # views turn grids
+    return 2 + max(len(tokenizer.encode(to_text(grid))) for grid in grids)
+
+
+def pairs_to_text(pairs: Iterable[Pair]) -> str:
+    """Input and output of each pair."""
+    return "".join(to_text(p.input) + ARROW + to_text(p.output) + GRID_END for p in pairs)
+
+
+def _luck(puzzle: Puzzle, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(puzzle.id.encode())])
+
+
+# ---- self-edits as text ----
+
+
+def read_directives(text: str) -> Directives:
+    """The paper's JSON object, strictly: every key once, none unknown, numbers within LIMITS.
+
+    Raises InvalidSelfEdit, which says what is wrong.
+
+    Paper: its code samples again until a text parses. Here: an unreadable text is a self-edit
+    with reward 0, and counted, because so a policy that cannot write them is seen.
+    """
+    if len(text) > MAX_LETTERS:
+        raise InvalidSelfEdit(f"{len(text)} letters; expected at most {MAX_LETTERS}")
     try:
-        data = json.loads(
-            text,
-            object_pairs_hook=_once,
-            parse_constant=lambda name: _refuse(f"{name} is no number"),
-        )
+        data = json.loads(text, object_pairs_hook=_object)
+        return _directives(data)
     except (json.JSONDecodeError, RecursionError) as e:
         raise InvalidSelfEdit(f"no JSON: {getattr(e, 'msg', 'nested too deep')}") from None
-    generation, training = _fields(data, "the self-edit", ("data_generation", "training"))
-    switches = _fields(generation, "data_generation", SWITCHES.values())
-    strategy, lr, epochs = _fields(
-        training, "training", ("strategy", "learning_rate", "num_train_epochs")
-    )
+
+
+def _directives(data: Any) -> Directives:
+    generation, training = _values(data, "the self-edit", ["data_generation", "training"])
+    switches = _values(generation, "data_generation", list(SWITCHES.values()))
+    keys = ["strategy", "learning_rate", "num_train_epochs"]
+    strategy, lr, epochs = _values(training, "training", keys)
     for key, value in zip(SWITCHES.values(), switches):
         if not isinstance(value, bool):
-            _refuse(f"{key} is {_short(value)}; expected true or false")
+            raise InvalidSelfEdit(f"{key} is {_quote(value)}; expected true or false")
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
-        _refuse(f"strategy is {_short(strategy)}; expected {' or '.join(STRATEGIES)}")
-    for key, value, name, kinds in (
-        ("learning_rate", lr, "lr", (int, float)),
-        ("num_train_epochs", epochs, "epochs", (int,)),
-    ):
-        low, high = LIMITS[name]
-        if (
-            type(value) not in kinds or not low <= value <= high
-        ):  # True is an int, and no number of epochs
-            _refuse(
-                f"{key} is {_short(value)}; expected {'a number' if float in kinds else 'a whole number'} from {low:g} to {high:g}"
-            )
-    return Directives(
-        frozenset(name for name, on in zip(SWITCHES, switches) if on),
-        STRATEGIES[strategy],
-        float(lr),
-        epochs,
-    )
+        raise InvalidSelfEdit(f"strategy is {_quote(strategy)}; expected {' or '.join(STRATEGIES)}")
+    check_directive("lr", lr, called="learning_rate")
+    check_directive("epochs", epochs, called="num_train_epochs")
+    augmentations = frozenset(name for name, on in zip(SWITCHES, switches) if on)
+    return Directives(augmentations, STRATEGIES[strategy], float(lr), epochs)
 
 
-def _fields(data, where, keys):
+def _values(data: Any, where: str, keys: list[str]) -> list[Any]:
     """The values of exactly these keys."""
-    keys = list(keys)
     if not isinstance(data, dict):
-        _refuse(f"{where} is {_short(data)}; expected an object")
-    if odd := sorted(set(data) ^ set(keys)):
-        _refuse(f"{where} {'lacks' if odd[0] in keys else 'has an unknown key'} {_short(odd[0])}")
+        raise InvalidSelfEdit(f"{where} is {_quote(data)}; expected an object")
+    if unfit := sorted(data.keys() ^ set(keys)):
+        what = "lacks" if unfit[0] in keys else "has an unknown key"
+        raise InvalidSelfEdit(f"{where} {what} {_quote(unfit[0])}")
     return [data[key] for key in keys]
 
 
-def _once(pairs):
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
-        _refuse("a key stands twice in one object")
+        raise InvalidSelfEdit("a key stands twice in one object")
     return dict(pairs)
 
 
-def _refuse(why):
-    raise InvalidSelfEdit(why)
+def _quote(value: Any) -> str:
+    return json.dumps(value)[:40]
 
 
-def _short(value):
-    try:
-        return json.dumps(value)[:40]
-    except RecursionError:
-        return "nested too deep"
+# ---- prompts ----
 
-
-# ---- prompts ---------------------------------------------------------------------------------------------------------
-
-# How the policy is asked: what stands above the demonstrations and below them, and the first letters of the self-edit itself.
-# 'tiny' is what the tiny model learnt in pretraining; 'paper' asks as the paper does (its appendix on few-shot learning) in our words.
-ASKED = """
-Above are demonstrations of one unknown rule that turns an input grid into an output grid. A small adapter will be trained on
-tasks made of them, and then has to apply the rule to a new input. Choose how to train. Which augmentations keep this rule true?
+# How the policy is asked: what stands above the demonstrations and below them, and the first
+# letters of the self-edit itself. 'tiny' is what the tiny model learnt in pretraining; 'paper'
+# asks as the paper does (its appendix on few-shot learning) in our words.
+QUESTION = """
+Above are demonstrations of one unknown rule that turns an input grid into an output grid. \
+A small adapter will be trained on
+tasks made of them, and then has to apply the rule to a new input. Choose how to train. \
+Which augmentations keep this rule true?
   use_basic_augmentations: rotations, flips, reflections, translations, transposition
   use_size_augmentations: higher resolution, height or width
   use_chain_augmentations: rotations and flips, followed by a higher resolution
   use_repeat_augmentations: copies of the grid side by side
   use_color_augmentations: other colours in the place of the colours
-strategy is train_using_all_tokens or train_using_output_tokens. learning_rate is a number such as 0.0001, num_train_epochs a whole number such as 2.
+strategy is train_using_all_tokens or train_using_output_tokens. \
+learning_rate is a number such as 0.0001, num_train_epochs a whole number such as 2.
 Answer with one JSON object and nothing else, of this form:
-{"data_generation": {"use_basic_augmentations": true or false, "use_size_augmentations": true or false, "use_chain_augmentations": true or false,
+{"data_generation": {"use_basic_augmentations": true or false, \
+"use_size_augmentations": true or false, "use_chain_augmentations": true or false,
 "use_repeat_augmentations": true or false, "use_color_augmentations": true or false},
 "training": {"strategy": "...", "learning_rate": ..., "num_train_epochs": ...}}
 """
@@ -147,254 +345,7 @@ PROMPTS = {
     "tiny": ("", "edit:\n", ""),
     "paper": (
         "Input and output grids, a digit for each colour:\n\n",
-        ASKED,
+        QUESTION,
         '{"data_generation": {',
     ),
 }
-ARROW, END = "\n>\n", "\n\n"  # between input and output, after an output
-
-
-def shown(pairs):
-    """Input and output of each pair as text."""
-    return "".join(to_text(p.input) + ARROW + to_text(p.output) + END for p in pairs)
-
-
-class FewShot:
-    """The few-shot task: prompts, self-edits, exams and grades of grid tasks. It knows text and tokens, never training.
-
-    prompt: one of PROMPTS. train_tasks: how many tasks a self-edit's training data holds. palette: the colours that may be permuted.
-    vote: 0: one greedy answer; n: n answers in each of VIEWS, each with the demonstrations in another order, the majority wins (section 4's
-    evaluation). attempts: how many different answers may be given (ARC's rule and the paper's: 2; without a vote there is only one).
-    oracle: {kind of rule: Directives}, "" for any other kind. views: how many views of the winners the M-step learns from; 0: the winners as they are. replay(task, rng) -> a Document of pretraining
-    that is learnt again after every second view, or None. most: the largest side of an augmented grid. max_tokens: of a
-    training document, longer ones are left out. fixed: the Directives of plain test-time training. seed: of the draws of training tasks.
-    """
-
-    edit_tokens = 128  # longest self-edit
-    stop = END  # an answer ends with its grid
-
-    def __init__(
-        self,
-        tokenizer,
-        prompt="paper",
-        train_tasks=16,
-        palette=range(10),
-        vote=0,
-        attempts=2,
-        oracle=None,
-        views=0,
-        replay=None,
-        most=MOST,
-        max_tokens=10**9,
-        fixed=None,
-        seed=0,
-    ):
-        if prompt not in PROMPTS:
-            raise UserError(f"prompt {prompt!r}: expected one of {', '.join(PROMPTS)}")
-        self.tokenizer, self.style, self.train_tasks, self.palette, self.vote = (
-            tokenizer,
-            prompt,
-            train_tasks,
-            palette,
-            vote,
-        )
-        (
-            self.attempts,
-            self.best_known,
-            self.views,
-            self.replay,
-            self.most,
-            self.max_tokens,
-            self.seed,
-        ) = (attempts, oracle or {}, views, replay, most, max_tokens, seed)
-        self.fixed = fixed or Directives(frozenset(), "outputs", 1e-4, 2)
-        self.answer_tokens = 16  # of the longest answer: see make_room()
-
-    def make_room(self, contexts):
-        """Let answers be as long as the largest grid of these tasks needs, known outputs of tests apart: those are not to be known."""
-        seen = [
-            g
-            for c in contexts
-            for p in (*c.demonstrations, *(Pair(t.input, None) for t in c.tests))
-            for g in (p.input, p.output)
-            if g
-        ]
-        self.answer_tokens = 2 + max(
-            len(self.tokenizer.encode(to_text(g)))
-            for grid in seen
-            for g in (grid, TRANSPOSE.apply(grid))
-        )  # views turn grids
-
-    # -- self-edits
-
-    def prompt(self, context):
-        """The ids after which the policy writes its self-edit."""
-        above, below, begun = PROMPTS[self.style]
-        return self.tokenizer.prompt(
-            above + shown(context.demonstrations) + below
-        ) + self.tokenizer.encode(begun)
-
-    def parse(self, context, text):
-        """A text of the policy -> SelfEdit; raises InvalidSelfEdit."""
-        return self.edit(context, self.directives(text))
-
-    def directives(self, text):
-        """A text of the policy -> Directives; raises InvalidSelfEdit."""
-        return read_directives(PROMPTS[self.style][2] + text)
-
-    def edit(self, context, directives):
-        """Training documents as the directives want them. The same draws of demonstrations whatever they say."""
-        groups, rng = (
-            directives.augmentations - {"color"},
-            np.random.default_rng([self.seed, zlib.crc32(context.id.encode())]),
-        )
-        tasks = training_tasks(
-            context,
-            groups,
-            "color" in directives.augmentations,
-            self.train_tasks,
-            rng,
-            self.palette,
-            self.most,
-        )
-        documents = tuple(
-            d
-            for d in (self.document(t, directives.loss) for t in tasks)
-            if len(d.ids) <= self.max_tokens
-        )
-        if not documents:
-            raise InvalidSelfEdit(
-                "its augmentations make every task longer than the model can read"
-            )
-        return SelfEdit(documents, directives.lr, directives.epochs)
-
-    def text_of(self, directives):
-        """The text with which the policy would say this."""
-        return directives.to_json().removeprefix(PROMPTS[self.style][2])
-
-    def document(self, task, loss):
-        """A task with its answer as a Document; loss: on 'all' tokens, or on the 'outputs' of demonstrations and test."""
-        ids, carries = list(self.tokenizer.bos), [loss == "all"] * len(self.tokenizer.bos)
-        for pair in task.demonstrations + task.tests:
-            for text, wanted in (
-                (to_text(pair.input) + ARROW, loss == "all"),
-                (to_text(pair.output) + END, True),
-            ):
-                new = self.tokenizer.encode(text)
-                ids, carries = ids + new, carries + [wanted] * len(new)
-        return Document(tuple(ids), tuple(carries))
-
-    def baseline(self, context):
-        """The self-edit, as text, of plain test-time training: the same for every task."""
-        return self.text_of(self.fixed)
-
-    def oracle(self, context):
-        """The self-edit, as text, of someone who knows the kind of rule."""
-        return self.text_of(self.best_known.get(context.kind) or self.best_known[""])
-
-    def lessons(self, pairs, seed):
-        """What the M-step learns from winners [(context, text), ...]: prompts and the texts that should follow; only the texts carry loss.
-
-        Paper: each prompt as it was. Here: `views` of them in all, the winners in turn, each time in another view (symmetry, colours, order of
-        demonstrations), because the few prompts of a round are else learnt by heart, and all that is left is one self-edit for every task. After
-        every second view a text of pretraining, if there is one (`replay`): else the weights forget how to learn from self-edits while they learn to write them.
-        """
-        rng, out = np.random.default_rng(seed), []
-        for i in range(self.views or len(pairs)):
-            context, text = pairs[i % len(pairs)]
-            if self.views:
-                context = permute_colours(
-                    reorder(transform(context, VIEWS[rng.integers(len(VIEWS))]), rng),
-                    rng,
-                    self.palette,
-                )
-            out += [
-                self.lesson(context, text),
-                *([self.replay(self, rng)] if self.replay and i % 2 else []),
-            ]
-        return out
-
-    def lesson(self, context, text):
-        """A prompt and the self-edit that should follow; only the self-edit carries loss."""
-        ids, after = self.prompt(context), self.tokenizer.encode(text) + [self.tokenizer.eot]
-        return Document(tuple(ids + after), (False,) * len(ids) + (True,) * len(after))
-
-    def told(self, context, statement, loss=None):
-        """All pairs of a task (loss: as in document(), or None of them), and after them what can be said about its rule: a text of pretraining."""
-        seen, ask, after = (
-            self.document(context, loss or "all"),
-            self.tokenizer.encode("rule:\n"),
-            self.tokenizer.encode(statement) + [self.tokenizer.eot],
-        )
-        carries = seen.loss if loss else (False,) * len(seen.ids)
-        return Document(
-            (*seen.ids, *ask, *after), carries + (False,) * len(ask) + (True,) * len(after)
-        )
-
-    def describe(self, context, text):
-        """What a self-edit chose, and for which kind of rule; None if it is unreadable."""
-        try:
-            d = self.directives(text)
-        except InvalidSelfEdit:
-            return None
-        return {
-            "kind": context.kind,
-            "augmentations": sorted(d.augmentations),
-            "loss": d.loss,
-            "lr": d.lr,
-            "epochs": d.epochs,
-        }
-
-    # -- exams
-
-    def looks(self, context):
-        """The views in which every test is asked: [(context seen in the view, Augmentation)]"""
-        if not self.vote:
-            return [(context, IDENTITY)]
-        rng = np.random.default_rng([self.seed, zlib.crc32(context.id.encode())])
-        # A view never outgrows the grid, but it may turn it: all six fit.
-        return [
-            (transform(reorder(context, rng) if i else context, view), view)
-            for view in VIEWS
-            for i in range(self.vote)
-        ]
-
-    def exam(self, context, in_context=False):
-        """The prompts, each a list of ids: the demonstrations and a test's input, test by test, each in all looks."""
-        return [
-            [
-                *self.tokenizer.bos,
-                *self.tokenizer.encode(shown(look.demonstrations)),
-                *self.tokenizer.encode(to_text(look.tests[i].input) + ARROW),
-            ]
-            for i in range(len(context.tests))
-            for look, _ in self.looks(context)
-        ]
-
-    def predictions(self, context, answers):
-        """Answers to the exam -> for each test its different predicted grids, most votes first (ties: the earlier look)."""
-        back = [view.inverse for _, view in self.looks(context)]
-        out = []
-        for i in range(len(context.tests)):
-            grids = [from_text(a) for a in answers[i * len(back) : (i + 1) * len(back)]]
-            votes = Counter(undo(grid) for grid, undo in zip(grids, back) if grid is not None)
-            out.append(
-                [grid for grid, _ in votes.most_common()]
-            )  # keeps the order of first votes among equals
-        return out
-
-    def grade(self, context, answers):
-        """[1.0] if every test is right within `attempts` predictions, else [0.0]: the paper's reward."""
-        right = all(
-            test.output in predicted[: self.attempts]
-            for test, predicted in zip(context.tests, self.predictions(context, answers))
-        )
-        return [float(right)]
-
-    def answers(self, context):
-        """The tests with their right outputs as Documents whose outputs alone carry loss: for a reward by likelihood."""
-        out = []
-        for test, ids in zip(context.tests, self.exam(context)[:: len(self.looks(context))]):
-            gold = self.tokenizer.encode(to_text(test.output) + END)
-            out.append(Document(tuple(ids + gold), (False,) * len(ids) + (True,) * len(gold)))
-        return out

