@@ -14,7 +14,7 @@ import inspect
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -30,26 +30,21 @@ class Settings:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                raise UserError(
-                    f"{type(self).__name__}.{name} is {getattr(self, name)!r}; "
-                    f"expected one of {', '.join(get_args(kind))}"
-                )
+                words = ", ".join(get_args(kind))
+                raise UserError(f"{name} is {getattr(self, name)!r}; expected one of {words}")
 
     def at_least(self, **bounds: float) -> None:
         """Refuse settings whose fields are below these bounds, or no numbers."""
         for name, low in bounds.items():
             if not getattr(self, name) >= low:  # NaN is refused, too
-                raise UserError(
-                    f"{type(self).__name__}.{name} is {getattr(self, name)}; "
-                    f"expected at least {low}"
-                )
+                raise UserError(f"{name} is {getattr(self, name)}; expected at least {low}")
 
 
 @dataclass(frozen=True)
 class ModelConfig(Settings):
     """Which model, and where it runs."""
 
-    model: str = ""  # a folder (minseal's own or Hugging Face's), a GGUF file, a hub id owner/name
+    model: str = ""  # a folder (minseal's own or Hugging Face's), a GGUF file, or a hub id
     device: str = "auto"  # auto, cpu or cuda; auto takes a GPU if there is one
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as stored
 
@@ -70,14 +65,15 @@ def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
     for name, kind, default, comment in options:
         short = name.split(".")[-1]
         names = [name, short] if last.count(short) == 1 else [name]
-        told = _words(default) if isinstance(default, tuple) else default
+        told = (",".join(default) or "none") if isinstance(default, tuple) else default
+        words = " | ".join(get_args(kind)) + "; " if get_origin(kind) is Literal else ""
         parser.add_argument(
             *(f"--{n.replace('_', '-')}" for n in dict.fromkeys(names)),
             dest=name,
             type=_reader(kind),
             default=default,
             metavar=short.upper(),
-            help=f"{_choices(kind)}{comment} (default: {told})".replace("%", "%%"),
+            help=f"{words}{comment} (default: {told})".replace("%", "%%"),
         )
 
 
@@ -114,35 +110,16 @@ def _default(field: Field) -> Any:
 
 
 def _comments(settings: type) -> dict[str, str]:
-    """{field: its comment}: at the end of its line, going on in lines that hold only a comment."""
+    """{field: the comment on its line}, or on the line that ends a long default."""
     out: dict[str, str] = {}
-    for cls in reversed(settings.__mro__):
-        if not is_dataclass(cls):
-            continue
-        field = None
-        for line in inspect.getsource(cls).splitlines():
-            if found := re.match(r"    (\w+): [^#]*(?:#\s*(.*))?$", line):
-                field = found[1]
-                out[field] = found[2] or ""
-            elif (more := re.match(r"    \s*#\s*(.*)$", line)) and field:
-                out[field] = f"{out[field]} {more[1]}".strip()
-            elif found := re.match(r"    \).*?#\s*(.*)$", line):  # the end of a long default
-                out[field] = found[1]
-            else:
-                field = field if line.startswith("     ") else None
+    for cls in filter(is_dataclass, reversed(settings.__mro__)):
+        pattern = r"^    (\w+): (?:[^#\n]*\(\n(?:     .*\n)*    \))?[^#\n]*  # (.*)$"
+        out |= dict(re.findall(pattern, inspect.getsource(cls), re.MULTILINE))
     return out
 
 
-def _choices(kind: Any) -> str:
-    return " | ".join(get_args(kind)) + "; " if get_origin(kind) is Literal else ""
-
-
-def _words(values: tuple) -> str:
-    return ",".join(map(str, values)) or "none"
-
-
-def _reader(kind: Any):
-    """The function that reads an option's text as a value of this type; argparse shows its error."""
+def _reader(kind: Any) -> Callable[[str], Any]:
+    """What reads an option's text as a value of this type."""
     if get_origin(kind) is Literal:
         return lambda text: _one_of(text, get_args(kind))
     if kind is bool:
@@ -163,9 +140,8 @@ def _one_of(text: str, words: tuple[str, ...]) -> str:
     return text
 
 
-def did_you_mean(word: str, words: Iterator[str] | list[str] | tuple[str, ...]) -> str:
+def did_you_mean(word: str, words: Sequence[str]) -> str:
     """'; did you mean --outer.lr?', or nothing."""
-    words = list(words)
     inside = [w for w in words if "." in w and w.split(".")[-1] == word.lstrip("-")][:1]
     found = inside or difflib.get_close_matches(word, words, 1)
     return f"; did you mean {found[0]}?" if found else ""

@@ -17,6 +17,7 @@ from .model import GPT
 from .selfedit import Document, SelfEdit
 
 Rows = list[list[Document]]  # the documents of one gradient step, packed into rows
+OnStep = Callable[[int, int, Tensor], None]  # (step, steps, loss of the adapters still training)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def adapt(
     config: InnerConfig = InnerConfig(),
     seed: int = 0,
     start: dict[str, Tensor] | None = None,
-    on_step: Callable[[int, int, Tensor], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Adapters:
     """Train one adapter on each of K self-edits, all at once: `with adapt(...) as adapters`.
 
@@ -58,8 +59,7 @@ def adapt(
     its update is zero and `adapters.failed[k]` gives the reason; the others do not notice.
     `adapters.losses[k]` lists adapter k's loss at every step.
 
-    start: an Adapters.state() to go on from, of one adapter or of K.
-    on_step(step, steps, loss (adapters still training,)): called after each.
+    start: an Adapters.state() to go on from, of one adapter or of K. on_step: called after each.
     Raises ValueError if there is no edit, an empty one, or a document longer than the model can
     read; RuntimeError if the model has adapters already. The model is left plain then.
     """
@@ -124,11 +124,7 @@ class Course:
 
 
 def train(
-    model: GPT,
-    adapters: Adapters,
-    courses: list[Course],
-    decay: str,
-    on_step: Callable[[int, int, Tensor], None] | None = None,
+    model: GPT, adapters: Adapters, courses: list[Course], decay: str, on_step: OnStep | None
 ) -> None:
     """The steps of adapt(): courses[k] is adapter k's."""
     cohort, most = Cohort(adapters, courses), max(len(course.steps) for course in courses)
@@ -176,13 +172,9 @@ class Adam:
     """Adam (arXiv 1412.6980) whose learning rate is a vector: one for each adapter."""
 
     def __init__(
-        self,
-        params: list[nn.Parameter],
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        self, params: list[nn.Parameter], betas: tuple = (0.9, 0.999), eps: float = 1e-8
     ) -> None:
-        self.m = [torch.zeros_like(p) for p in params]
-        self.v = [torch.zeros_like(p) for p in params]
+        self.m, self.v = ([torch.zeros_like(p) for p in params] for _ in range(2))
         self.betas, self.eps, self.steps = betas, eps, 0
 
     @torch.no_grad()
@@ -196,9 +188,6 @@ class Adam:
             m.lerp_(g, 1 - b1)
             v.mul_(b2).addcmul_(g, g, value=1 - b2)
             p.addcmul_(m / v.sqrt().add_(self.eps * scale), rate)
-
-
-# ---- loss ----------------------------------------------------------------------------------------
 
 
 def losses(model: GPT, rows: list[Rows]) -> Tensor:
@@ -216,10 +205,8 @@ def losses(model: GPT, rows: list[Rows]) -> Tensor:
     return total / owner.bincount(minlength=len(rows)).clamp(min=1)  # (K,)
 
 
-def cross_entropy(
-    head: nn.Linear, hidden: Tensor, targets: Tensor, most_logits: int = 2**24
-) -> Tensor:
-    """The loss (N,) at hidden (N, C), targets (N,), with at most `most_logits` numbers at once.
+def cross_entropy(head: nn.Linear, hidden: Tensor, targets: Tensor, most: int = 2**24) -> Tensor:
+    """The loss (N,) at hidden (N, C), targets (N,), with at most `most` logits held at once.
 
     An open model has 50,000 to 150,000 logits a token: kept for the backward pass, they would
     outweigh all else.
@@ -228,14 +215,11 @@ def cross_entropy(
     def part(h: Tensor, t: Tensor) -> Tensor:
         return F.cross_entropy(head(h).float(), t, reduction="none")  # (size,)
 
-    size = max(1, most_logits // head.out_features)
+    size = max(1, most // head.out_features)
     if len(hidden) <= size:
         return part(hidden, targets)  # (N,)
     parts = zip(hidden.split(size), targets.split(size))
     return torch.cat([checkpoint(part, h, t, use_reentrant=False) for h, t in parts])  # (N,)
-
-
-# ---- documents into rows -------------------------------------------------------------------------
 
 
 def pack(documents: list[Document], row_tokens: int) -> Rows:

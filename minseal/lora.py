@@ -44,10 +44,7 @@ def attach(model: GPT, K: int, config: LoRAConfig = LoRAConfig(), seed: int = 0)
         if isinstance(layer, nn.Linear) and name.rsplit(".", 1)[1] in config.targets
     }
     if not layers or set(config.targets) - set(TARGETS):
-        raise ValueError(
-            f"LoRA targets {config.targets} name no layer of a block: "
-            f"choose from {', '.join(TARGETS)}"
-        )
+        raise ValueError(f"LoRA targets {config.targets}: expected some of {', '.join(TARGETS)}")
     trainable = [p for p in model.parameters() if p.requires_grad]
     for p in trainable:
         p.requires_grad_(False)
@@ -68,22 +65,19 @@ class LoRALinear(nn.Module):
     ) -> None:
         super().__init__()
         self.base, self.scale = base, config.alpha / config.rank
-        # Kaiming-uniform A as in the LoRA paper's code; drawn on the CPU in float32, so that every
-        # device gets the same.
+        # Kaiming-uniform A, as in the paper's code; drawn on the CPU: all devices get the same.
         A = torch.empty(config.rank, base.in_features).uniform_(-1, 1, generator=generator)
-        A = A / math.sqrt(base.in_features)  # (R, in)
         # Adapters learn in float32 at least, whatever the base is held in.
-        to = dict(
-            device=base.weight.device, dtype=torch.promote_types(base.weight.dtype, torch.float32)
-        )
-        self.A = nn.Parameter(A.to(**to).repeat(K, 1, 1))  # (K, R, in)
-        self.B = nn.Parameter(torch.zeros(K, base.out_features, config.rank, **to))  # (K, out, R)
+        W, dtype = base.weight, torch.promote_types(base.weight.dtype, torch.float32)
+        A = (A / math.sqrt(base.in_features)).to(W.device, dtype)  # (R, in)
+        self.A = nn.Parameter(A.repeat(K, 1, 1))  # (K, R, in)
+        self.B = nn.Parameter(A.new_zeros(K, base.out_features, config.rank))  # (K, out, R)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (K b, T, in) -> (K b, T, out); rows k b ... (k+1) b - 1 go through adapter k."""
         A, B = self.A.to(x.dtype), self.B.to(x.dtype)
         if len(x) % len(A):
-            raise ValueError(f"{len(x)} rows cannot be shared out equally among {len(A)} adapters")
+            raise ValueError(f"{len(x)} rows are no equal groups for {len(A)} adapters")
         groups = x.reshape(len(A), -1, x.shape[-1])  # (K, b T, in)
         low = torch.bmm(groups, A.transpose(1, 2))  # (K, b T, R)
         # In place: one pass over y less.
@@ -138,10 +132,8 @@ class Adapters:
             raise ValueError(f"adapter for another model: {odd[0]} is in one of them only")
         for name, old in mine.items():
             if old.shape[1:] != state[name].shape[1:]:
-                raise ValueError(
-                    f"adapter for another model: {name} has shape {tuple(state[name].shape)}, "
-                    f"here {tuple(old.shape)}"
-                )
+                there, here = tuple(state[name].shape), tuple(old.shape)
+                raise ValueError(f"adapter for another model: {name} is {there}, here {here}")
         self.replace(state[n].expand_as(old).clone() for n, old in mine.items() if n != "scale")
         for layer in self.layers.values():
             layer.scale = float(state["scale"])

@@ -8,7 +8,7 @@ grouped-query attention).
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -29,29 +29,28 @@ class GPTConfig:
     n_embd: int = 128
     head_dim: int = 32  # D; Qwen3 has head_dim != n_embd / n_head
     mlp_dim: int = 344  # width inside the MLP
-    norm: Literal["rms", "layer"] = "rms"
+    norm: str = "rms"  # rms | layer
     norm_eps: float = 1e-5
-    position: Literal["rope", "learned"] = "rope"
+    position: str = "rope"  # rope | learned
     rope_theta: float = 10_000.0
-    rope_scaling: tuple | None = None  # Llama 3: (factor, low_freq_factor, high_freq_factor,
-    #                                               original block_size)
+    rope_scaling: tuple | None = None  # Llama 3: (factor, low freq, high freq, original block_size)
     qkv_bias: bool = False  # GPT-2 and Qwen2.5 have one
     bias: bool = False  # on the other linear layers (GPT-2)
     qk_norm: bool = False  # Qwen3: RMSNorm of every head's query and key
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    mlp: str = "swiglu"  # swiglu | gelu
     tied: bool = True  # the head is the transposed token embedding
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            if (words := get_args(kind)) and isinstance(words[0], str):
-                if getattr(self, name) not in words:
-                    raise ValueError(
-                        f"GPTConfig.{name} is {getattr(self, name)!r}; expected one of {words}"
-                    )
+        words = {
+            "norm": ("rms", "layer"),
+            "position": ("rope", "learned"),
+            "mlp": ("swiglu", "gelu"),
+        }
+        for name, allowed in words.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"GPTConfig.{name} is {value!r}; expected one of {allowed}")
         if self.n_head % self.n_kv_head:
-            raise ValueError(
-                f"n_head ({self.n_head}) must be a multiple of n_kv_head ({self.n_kv_head})"
-            )
+            raise ValueError(f"{self.n_head} heads cannot share {self.n_kv_head} key-value heads")
 
 
 class GPT(nn.Module):
@@ -72,9 +71,8 @@ class GPT(nn.Module):
         if config.tied:
             self.head.weight = self.wte.weight
         if config.position == "rope":
-            cos, sin = rope_table(config)
-            self.register_buffer("cos", cos, persistent=False)
-            self.register_buffer("sin", sin, persistent=False)
+            for name, table in zip(("cos", "sin"), rope_table(config)):
+                self.register_buffer(name, table, persistent=False)
 
     def forward(self, ids: Tensor, docs: Tensor | None = None, cache: Any = None) -> Tensor:
         """Logits (B, T, V) of the token after each of `ids` (B, T).
@@ -96,13 +94,10 @@ class GPT(nn.Module):
             mask = same_document(docs, docs)  # (B, 1, T, T)
         else:
             positions, mask = torch.arange(ids.shape[1], device=ids.device)[None], None  # (1, T)
-        # Only a row longer than block_size can hold too long a document: to look costs a GPU sync.
-        if (ids.shape[1] if mask is None else mask.shape[-1]) > self.config.block_size:
-            if (longest := int(positions.max()) + 1) > self.config.block_size:
-                raise ValueError(
-                    f"a document of {longest} tokens is longer than the model can read "
-                    f"({self.config.block_size})"
-                )
+        # Only a row longer than block_size can hold too long a document; to look costs a GPU sync.
+        width, most = ids.shape[1] if mask is None else mask.shape[-1], self.config.block_size
+        if width > most and (longest := int(positions.max()) + 1) > most:
+            raise ValueError(f"a document has {longest} tokens; the model reads {most}")
 
         x = self.wte(ids)  # (B, T, C)
         if self.wpe is not None:

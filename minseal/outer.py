@@ -8,7 +8,7 @@ for each round:
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -42,12 +42,8 @@ class Trial:
 Tried = list[tuple[Any, list[Trial]]]  # each context of a round, with the trials of its self-edits
 Edit = str | SelfEdit | Callable[[Any], SelfEdit]
 Step = Callable[[str, Callable[[], Any]], Any]
-
-
-class Improve(Protocol):
-    """An M-step: from what was tried to a LoRA state, which is merged into the policy."""
-
-    def __call__(self, policy: GPT, task: Task, tried: Tried, seed: int) -> dict[str, Tensor]: ...
+# An M-step: (policy, task, what was tried, seed) -> a LoRA state, to be merged into the policy.
+Improve = Callable[[GPT, Task, Tried, int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -70,10 +66,8 @@ class OuterConfig(Settings):
     samples: int = 8  # self-edits of each context (paper: 5)
     temperature: float = 1.0  # of sampling self-edits (paper: 1)
     top_p: float = 1.0  # sample among the likeliest tokens with this much probability (paper: .95)
-    reward: Literal["exam", "likelihood"] = "exam"  # share of the exam answered right, or how
-    # likely its answers are to the adapted student (finer: hardly any ties)
-    select: Literal["best", "all-best", "random"] = "best"  # which self-edits of a context the
-    # policy learns from
+    reward: Literal["exam", "likelihood"] = "exam"  # share right, or how likely the answers are
+    select: Literal["best", "all-best", "random"] = "best"  # which self-edits are learnt from
     at_once: int = 16  # adapters trained side by side; more need more memory
     memory: float = 0.0  # GB that these may take: fewer at once if they need more; 0: no limit
     m_step: MStepConfig = MStepConfig()
@@ -106,45 +100,33 @@ def outer_loop(
     """
     student, reward = student or policy, reward or REWARDS[config.reward]
     improve = improve or ReSTEM(config.select, config.m_step)
-    n, history = min(config.contexts, len(contexts)), []
+    n, k, history = min(config.contexts, len(contexts)), config.samples, []
+    how = dict(temperature=config.temperature, top_p=config.top_p)
+    size = max(1, 4 * config.at_once // k)  # contexts in a step: a kill loses no more
     for r in range(1, config.rounds + 1):
         batch = [contexts[i % len(contexts)] for i in range((r - 1) * n, r * n)]
         tried: Tried = []
-        for i, part in parts(batch, config):
+        # E-step
+        for i in range(0, n, size):
+            part = batch[i : i + size]
 
             def explore() -> list[Trial]:
-                pairs = write(policy, task, part, config, mix_seed(seed, r, i))
-                return try_out(
-                    student, task, pairs, inner, reward, seed, config.at_once, config.memory
+                prompts, luck = [task.prompt(c) for c in part], mix_seed(seed, r, i)
+                texts = sample(
+                    policy, task.tokenizer, prompts, k, task.edit_tokens, seed=luck, **how
                 )
+                pairs = [(c, text) for c, written in zip(part, texts) for text in written]
+                limits = config.at_once, config.memory
+                return try_out(student, task, pairs, inner, reward, seed, *limits)
 
             trials = step(f"{r} contexts {i + 1}-{i + len(part)}", explore)
-            k = config.samples
             tried += [(c, trials[j * k : (j + 1) * k]) for j, c in enumerate(part)]
+        # M-step
         state = step(f"{r} M-step", lambda: improve(policy, task, tried, mix_seed(seed, r)))
         merge_state(policy, state)
         history.append(tried)
         on_round(r, tried)
     return history
-
-
-def parts(contexts: list[Any], config: OuterConfig) -> list[tuple[int, list[Any]]]:
-    """The E-step in parts of a few batches each, so that a kill loses one part at most.
-
-    Each with the index of its first context.
-    """
-    size = max(1, 4 * config.at_once // config.samples)
-    return [(i, contexts[i : i + size]) for i in range(0, len(contexts), size)]
-
-
-def write(
-    policy: GPT, task: Task, contexts: list[Any], config: OuterConfig, seed: int
-) -> list[tuple[Any, str]]:
-    """The policy's self-edits: (context, text), `samples` of each context in turn."""
-    prompts = [task.prompt(context) for context in contexts]
-    how = dict(temperature=config.temperature, top_p=config.top_p, seed=seed)
-    texts = sample(policy, task.tokenizer, prompts, config.samples, task.edit_tokens, **how)
-    return [(context, text) for context, written in zip(contexts, texts) for text in written]
 
 
 def try_out(
@@ -159,9 +141,9 @@ def try_out(
 ) -> list[Trial]:
     """Train an adapter on each (context, self-edit) and give it its reward: a Trial each, in order.
 
-    A self-edit is a text of the policy, a SelfEdit, or a function that gives one for a context. All adapters start from the weights that
-    `seed` gives, so that luck does not choose among them; the same text for the same context
-    trains one adapter. at_once, memory: see OuterConfig.
+    A self-edit is a text of the policy, a SelfEdit, or a function that makes one of the context.
+    All adapters start from the weights that `seed` gives, so that luck does not choose among them;
+    the same text for the same context trains one. at_once, memory: see OuterConfig.
     """
     keys = [(c.id, edit if isinstance(edit, str) else id(edit)) for c, edit in pairs]
     trials: dict[tuple, Trial] = {}
@@ -172,10 +154,8 @@ def try_out(
         text = edit if isinstance(edit, str) else None
         trials[key] = trial = Trial(context.id, text=text, seed=seed)
         try:
-            if isinstance(edit, str):
-                edit = task.parse(context, edit)
-            elif callable(edit):
-                edit = edit(context)
+            if not isinstance(edit, SelfEdit):
+                edit = edit(context) if text is None else task.parse(context, text)
             trial.chose = edit.chose
             valid.append((trial, context, edit))
         except InvalidSelfEdit as e:
@@ -194,9 +174,6 @@ def try_out(
             trial.reward = 0.0 if trial.invalid else outcome.reward
             trial.seconds = round((time.time() - start) / len(group), 4)
     return [Trial(**asdict(trials[key])) for key in keys]
-
-
-# ---- ReST-EM -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -218,16 +195,14 @@ class ReSTEM:
         lessons = SelfEdit(tuple(task.lessons(winners, seed)))
         with adapt(policy, [lessons], self.inner, seed) as adapters:
             if adapters.failed:
-                raise UserError(
-                    f"the M-step failed ({adapters.failed[0]}): try a lower --outer.m-step.lr"
-                )
+                raise UserError(f"M-step: {adapters.failed[0]}; try a lower --outer.m-step.lr")
             return adapters.state()
 
     def choose(self, trials: list[Trial], rng: np.random.Generator) -> list[Trial]:
         """The winners among the trials of one context.
 
-        Paper: the best, even if all are equal. Here: where all score alike there is nothing to
-        learn, the context is skipped.
+        Paper: the best, even if all are equal. Here: where all score alike, none: there is
+        nothing to learn.
         """
         valid = [t for t in trials if t.invalid is None]
         if self.select == "random":

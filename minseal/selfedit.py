@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from .tokenizer import Tokenizer
 
@@ -21,12 +21,9 @@ class Document:
 
     @classmethod
     def completion(
-        cls,
-        before: Sequence[int],
-        after: Sequence[int],
-        loss: Literal["all", "completion"] = "completion",
+        cls, before: Sequence[int], after: Sequence[int], loss: str = "completion"
     ) -> "Document":
-        """`before`, then `after`; loss on `all` tokens or on the `completion` alone."""
+        """`before`, then `after`; loss on `all` tokens, or on the `completion` alone."""
         weights = (1.0 if loss == "all" else 0.0,) * len(before) + (1.0,) * len(after)
         return cls((*before, *after), weights)
 
@@ -61,13 +58,14 @@ def check_directive(name: str, value: object, called: str = "") -> None:
 
     A self-edit may not ask for a rate of 1e9. called: what the text calls it.
     """
-    (low, high), whole = LIMITS[name], name == "epochs"
+    (low, high), kind = LIMITS[name], "a whole number" if name == "epochs" else "a number"
     # True is an int, and no number of epochs. NaN is within no limits.
-    if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:
-        kind = "a whole number" if whole else "a number"
-        raise InvalidSelfEdit(
-            f"{called or name} is {json.dumps(value)[:40]}; expected {kind} from {low:g} to {high:g}"
-        )
+    if (
+        type(value) not in ((int,) if name == "epochs" else (int, float))
+        or not low <= value <= high
+    ):
+        told = f"{called or name} is {json.dumps(value)[:40]}"
+        raise InvalidSelfEdit(f"{told}; expected {kind} from {low:g} to {high:g}")
 
 
 class Task:
@@ -87,7 +85,7 @@ class Task:
         raise NotImplementedError
 
     def parse(self, context: Any, text: str) -> SelfEdit:
-        """What the policy wrote -> SelfEdit. Raises InvalidSelfEdit, the message is the reason."""
+        """What the policy wrote -> SelfEdit; raises InvalidSelfEdit with the reason."""
         raise NotImplementedError
 
     def baseline(self, context: Any) -> SelfEdit:
@@ -115,9 +113,8 @@ class Task:
 
         The end of the text is learnt too, also where edit_tokens cut it off.
         """
-        return Document.completion(
-            self.prompt(context), [*self.tokenizer.encode(text), self.tokenizer.eot]
-        )
+        after = [*self.tokenizer.encode(text), self.tokenizer.eot]
+        return Document.completion(self.prompt(context), after)
 
     def lessons(self, winners: list[tuple[Any, str]], seed: int) -> list[Document]:
         """What the M-step learns from all winners [(context, text), ...]."""
