@@ -1,27 +1,32 @@
-"""What a number is worth: intervals, the reliability of the reward, held-out best-of-k. numpy only."""
+"""What a number is worth: intervals, reliability of the reward, held-out best-of-k. numpy only."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def interval(values, seed=0, resamples=10_000):
-    """Mean of one value per context, and its 95 % bootstrap interval over contexts: (mean, (low, high))."""
+def interval(
+    values: ArrayLike, seed: int = 0, resamples: int = 10_000
+) -> tuple[float, tuple[float, float]]:
+    """(mean, (low, high)) of a value per context: the 95 % bootstrap interval over contexts."""
     values = np.asarray(values, float)
     picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
     return float(values.mean()), (float(low), float(high))
 
 
-def paired(values, others, seed=0):
-    """Mean difference of two arms on the same contexts, and its 95 % interval: contexts are resampled, pairs kept."""
+def paired(
+    values: ArrayLike, others: ArrayLike, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """The same for the difference of two arms: contexts are resampled, pairs kept."""
     return interval(np.asarray(values, float) - np.asarray(others, float), seed)
 
 
-def reliability(scores):
-    """How far a reward ranks the self-edits of one context, rather than luck: (of one run, of the mean of all runs).
+def reliability(scores: ArrayLike) -> tuple[float, float]:
+    """How far a reward ranks the self-edits of one context: (of one run, of the mean of all runs).
 
-    scores (contexts, self-edits, runs): the reward of each self-edit in several inner loops that differ by their seed.
-    One-way variance components within contexts: the variance between self-edits as a share of what is seen. NaN if there is
-    nothing to compare: one self-edit, one run, or all scores of every context equal.
+    scores (contexts, self-edits, runs): the rewards in inner loops that differ by their seed.
+    One-way variance components within contexts: the variance between self-edits as a share of all.
+    NaN if there is nothing to compare: one self-edit, one run, or equal scores in every context.
     """
     scores = np.asarray(scores, float)
     C, E, runs = scores.shape
@@ -34,20 +39,20 @@ def reliability(scores):
     return float(true / (true + noise)), float(true / (true + noise / runs))
 
 
-def best_of_k(scores):
+def best_of_k(scores: ArrayLike) -> dict[str, float]:
     """What choosing the best of a context's self-edits is worth: {'mean', 'in sample', 'held out'}.
 
-    scores (contexts, self-edits, runs). In sample: the chosen one's score in the run that chose it, which flatters.
-    Held out: its mean score in the other runs. Ties count with the mean of the tied.
+    scores (contexts, self-edits, runs). In sample: the chosen one's score in the run that chose it,
+    which flatters. Held out: its mean score in the other runs. Ties count with their mean.
     """
     scores = np.asarray(scores, float)
     in_sample, held_out = [], []
     for run in range(scores.shape[2]):
         others = np.delete(scores, run, axis=2).mean(2)  # (C, E)
-        for seen, unseen in zip(scores[:, :, run], others):
-            best = seen == seen.max()
-            in_sample.append(seen.max())
-            held_out.append(unseen[best].mean())
+        for here, elsewhere in zip(scores[:, :, run], others):
+            best = here == here.max()
+            in_sample.append(here.max())
+            held_out.append(elsewhere[best].mean())
     return {
         "mean": float(scores.mean()),
         "in sample": float(np.mean(in_sample)),

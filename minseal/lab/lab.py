@@ -15,6 +15,7 @@ plots and results.json come from it.
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,14 @@ from torch import Tensor
 
 from ..config import mix_seed
 from ..files import UserError
-from ..inner import InnerConfig, adapt
+from ..inner import InnerConfig, OnStep, adapt
 from ..lora import merge_state
 from ..model import GPT
 from ..outer import Edit, Improve, OuterConfig, Trial, Tried, outer_loop, try_out
 from ..rewards import REWARDS, Reward, exam
 from ..sample import sample
 from ..selfedit import SelfEdit, Task
-from .run import Arm, Run
+from .run import Arm, Run, Step
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Opened:
     held_out: list[Any]  # contexts on which every arm is measured
 
 
+Edits = list[Edit] | Callable[[Any], SelfEdit]
 Draw = int | str | tuple[int | str, ...]  # names the luck of a sampling, whatever else is drawn
 OWN = 99  # the draw of the policy's own self-edits: a number that no round has
 
@@ -88,39 +90,22 @@ class Lab:
 
     def write_many(self, contexts: list[Any], n: int, draw: Draw) -> list[list[str]]:
         """n self-edits of each context."""
-        return sample(
-            self.policy,
-            self.task.tokenizer,
-            [self.task.prompt(context) for context in contexts],
-            n,
-            self.task.edit_tokens,
-            self.outer.temperature,
-            self.outer.top_p,
-            seed=mix_seed(self.seed, *(draw if isinstance(draw, tuple) else (draw,))),
-        )
+        prompts = [self.task.prompt(context) for context in contexts]
+        seed = mix_seed(self.seed, *(draw if isinstance(draw, tuple) else (draw,)))
+        how = dict(temperature=self.outer.temperature, top_p=self.outer.top_p, seed=seed)
+        return sample(self.policy, self.task.tokenizer, prompts, n, self.task.edit_tokens, **how)
 
     def study(
-        self,
-        contexts: list[Any],
-        edits: list[Edit] | Callable[[Any], SelfEdit],
-        seed: int | None = None,
-        reward: Reward = exam,
+        self, contexts: list[Any], edits: Edits, seed: int | None = None, reward: Reward = exam
     ) -> list[Trial]:
         """Adapt the policy on each context's self-edit, ask, and throw the adapter away.
 
-        edits: one for each context, or a function that gives one, such as task.oracle.
+        edits: one for each context, or a function that makes it, such as task.oracle.
         """
         edits = [edits] * len(contexts) if callable(edits) else edits
-        return try_out(
-            self.policy,
-            self.task,
-            list(zip(contexts, edits, strict=True)),
-            self.inner,
-            reward,
-            self.seed if seed is None else seed,
-            self.outer.at_once,
-            self.outer.memory,
-        )
+        seed, limits = self.seed if seed is None else seed, (self.outer.at_once, self.outer.memory)
+        pairs = list(zip(contexts, edits, strict=True))
+        return try_out(self.policy, self.task, pairs, self.inner, reward, seed, *limits)
 
     def study_own(self, contexts: list[Any]) -> list[Trial]:
         """The policy's own self-edits, one of each context."""
@@ -142,7 +127,7 @@ class Lab:
         name: str,
         pairs: list[tuple[Any, str | SelfEdit]],
         start: dict[str, Tensor] | None = None,
-        on_step: Callable[[int, int, Tensor], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> dict[str, Tensor]:
         """Train one adapter on the self-edits of all pairs (context, self-edit) and merge it.
 
@@ -154,9 +139,7 @@ class Lab:
             whole = SelfEdit(tuple(d for edit in edits for d in edit.documents))
             with adapt(self.policy, [whole], self.inner, self.seed, start, on_step) as adapters:
                 if adapters.failed:
-                    raise UserError(
-                        f"training failed ({adapters.failed[0]}): try a lower --inner.lr"
-                    )
+                    raise UserError(f"training: {adapters.failed[0]}; try a lower --inner.lr")
                 return adapters.state()
 
         state = self.step(f"{name}, learnt", train)
@@ -167,68 +150,46 @@ class Lab:
         self,
         name: str,
         outer: OuterConfig | None = None,
-        *,
-        series: str = "",
         improve: Improve | None = None,
-        over: str = "",
-        follow: bool = False,
-        rival: bool = False,
         reward: Reward | None = None,
+        follow: bool = False,
+        **declared: Any,
     ) -> list[Tried]:
-        """The outer loop; after each round an arm `name r`: own self-edits of the held-out contexts.
+        """The outer loop; after each round an arm `name r`, the policy's own held-out self-edits.
 
-        over: the arm that gains are taken over; follow: from round 2 on that of the round before.
-        rival: the last round is one.
+        declared: of these arms; of the last one only: rival. follow: from round 2 on the gain is
+        taken over the round before.
         """
         outer, run = outer or self.outer, self.run.under(name, loop=name)
 
         def measure(r: int, tried: Tried) -> None:
-            run.under(str(r), round=r).step("in training", lambda: summary(tried))
-            self.arm(
-                f"{name} {r}",
-                lambda: self.study_own(self.held_out),
-                over=f"{name} {r - 1}" if follow and r > 1 else over,
-                series=series or name,
-                at=r,
-                rival=rival and r == outer.rounds,
-            )
+            run.under(str(r), round=r).step("in training", lambda: summarise_round(tried))
+            arm = {"series": name, **declared, "at": r}
+            arm["rival"] = arm.get("rival", False) and r == outer.rounds
+            if follow and r > 1:
+                arm["over"] = f"{name} {r - 1}"
+            self.arm(f"{name} {r}", lambda: self.study_own(self.held_out), **arm)
 
-        return outer_loop(
-            self.policy,
-            self.task,
-            self.train,
-            outer,
-            self.inner,
-            reward=reward,
-            improve=improve,
-            seed=self.seed,
-            step=run.step,
-            on_round=measure,
-        )
+        loop = partial(outer_loop, self.policy, self.task, self.train, outer, self.inner)
+        how = dict(reward=reward, improve=improve, seed=self.seed)
+        return loop(**how, step=run.step, on_round=measure)
 
     def reliability(self, history: list[Tried], n: int) -> None:
         """The self-edits of n contexts of round 1 under other first weights: is the reward luck?"""
         first = history[0][:n] if history else []
         if not first:
             return
-        trials = [(c, t) for c, of_one in first for t in of_one]
-        runs = [[t.reward for _, t in trials]]
+        contexts, trials = zip(*((c, t) for c, of_one in first for t in of_one))
+        texts, reward = [t.text for t in trials], REWARDS[self.outer.reward]
+        runs = [[t.reward for t in trials]]
         for i in (1, 2):
-            again = self.step(
-                f"reliability, run {i}",
-                lambda: self.study(
-                    [c for c, _ in trials],
-                    [t.text for _, t in trials],
-                    self.seed + i,
-                    REWARDS[self.outer.reward],
-                ),
-            )
-            runs.append([t.reward for t in again])
+            study = partial(self.study, list(contexts), texts, self.seed + i, reward)
+            runs.append([t.reward for t in self.step(f"reliability, run {i}", study)])
         shape = len(first), len(first[0][1]), len(runs)  # (contexts, self-edits, runs)
         self.step("reliability", lambda: np.array(runs).T.reshape(shape).tolist())
 
 
-def summary(tried: Tried) -> dict[str, Any]:
+def summarise_round(tried: Tried) -> dict[str, Any]:
     """What one E-step saw: mean reward, invalid self-edits, contexts that teach nothing."""
     trials = [t for _, of_one in tried for t in of_one]
     return {
@@ -246,19 +207,19 @@ def restore_policy(model: GPT, folder: str) -> None:
     rounds = run.config.get("outer", {}).get("rounds", 0)
     loop = next((s.labels["loop"] for s in run.steps.values() if "loop" in s.labels), "")
     if not rounds or f"{loop} {rounds}" not in run.steps:
-        raise UserError(
-            f"{folder} holds no finished outer loop: expected {rounds or 'some'} rounds"
-        )
+        raise UserError(f"{folder}: expected a finished outer loop of {rounds or 'some'} rounds")
     try:
         for r in range(1, rounds + 1):
             merge_state(model, run.result(f"{loop} {r} M-step"))
     except (ValueError, KeyError, RuntimeError) as e:
-        raise UserError(
-            f"the policy of {folder} was made from another model ({run.config.get('model')}): {e}"
-        ) from None
+        made = run.config.get("model")
+        raise UserError(f"{folder} holds the policy of another model ({made}): {e}") from None
 
 
 # ---- experiments ---------------------------------------------------------------------------------
+
+
+Results = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -270,16 +231,15 @@ class Experiment:
     walk: Callable[[Lab, Any], None]
     open: Callable[[Any], Opened]
     score: str = "share of the exam"  # what the score is
-    # (run, trials of an arm) -> further keys of its row in results.json
-    describe: Callable[[Run, Any], dict[str, Any]] = lambda run, step: {}
-    # results -> further columns of the table: their headers, and a row's cells
-    columns: Callable[[dict], tuple[list[str], Callable[[dict], list[str]]]] | None = None
-    # (run, results) -> further keys of results.json
-    conclude: Callable[[Run, dict], dict[str, Any]] = lambda run, results: {}
-    # (run, results) -> sentences below the table, then whole blocks of text
-    notes: Callable[[Run, dict], list[str]] = lambda run, results: []
-    blocks: Callable[[Run, dict], list[str]] = lambda run, results: []
-    pictures: tuple[Callable, ...] = ()  # functions (run, results, save), see lab/plots.py
+    # Further keys of an arm's row in results.json, and of results.json itself.
+    describe: Callable[[Run, Step], Results] = lambda run, step: {}
+    conclude: Callable[[Run, Results], Results] = lambda run, results: {}
+    # Further columns of the table: their headers, and a function from a row to its cells.
+    columns: Callable[[Results], tuple[list[str], Callable]] = lambda results: ([], lambda row: [])
+    # Sentences below the table, and whole blocks of text below those.
+    notes: Callable[[Run, Results], list[str]] = lambda run, results: []
+    blocks: Callable[[Run, Results], list[str]] = lambda run, results: []
+    pictures: tuple[Callable, ...] = ()  # (run, results, save): see lab/plots.py
 
 
 EXPERIMENTS: dict[str, Experiment] = {}
@@ -298,10 +258,9 @@ def experiment(name: str, settings: type, open: Callable[[Any], Opened], **shown
 def walk(experiment: Experiment, config: Any, run: Run, say: Callable[[str], None] = print) -> None:
     """Go through an experiment, every step by way of `run`."""
     opened = experiment.open(config)
-    say(
-        f"{opened.policy.size() / 1e6:.2f} M parameters, {len(opened.train)} contexts to train on, "
-        f"{len(opened.held_out)} held out"
-    )
+    train, held_out = len(opened.train), len(opened.held_out)
+    size = f"{opened.policy.size() / 1e6:.2f} M parameters"
+    say(f"{size}, {train} contexts to train on, {held_out} held out")
     outer = getattr(config, "outer", OuterConfig())
     experiment.walk(Lab(opened, run, config.inner, outer, config.seed), config)
 

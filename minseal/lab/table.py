@@ -12,7 +12,7 @@ from .run import Run, Step
 
 
 def summarise(run: Run, experiment: Experiment) -> dict[str, Any]:
-    """What results.json holds: the arms in the order in which they were measured, and what follows."""
+    """What results.json holds: the arms, in the order in which they were measured, and the rest."""
     steps = {step.name: step for step in run.arms()}
     rewards = {name: [t.reward for t in step.trials] for name, step in steps.items()}
     arms = []
@@ -30,7 +30,7 @@ def summarise(run: Run, experiment: Experiment) -> dict[str, Any]:
         "kind": experiment.name,
         "arms": arms,
         "comparisons": comparisons(list(steps.values()), rewards),
-        "training": [{**s.labels, **s.value} for s in run.labelled() if "reward" in _object(s)],
+        "training": [{**s.labels, **s.value} for s in run.steps.values() if "round" in s.labels],
         "seconds": run.seconds(),
         "config": run.config,
         "reliability": None,
@@ -80,10 +80,7 @@ def write_report(run: Run, experiment: Experiment) -> str:
     shown = "\n".join(f"![{name}]({name})" for name in pictures)
     run.write("report.md", f"# {run.folder.name}\n\n```text\n{text}```\n\n{shown}\n")
     if not pictures:
-        text += (
-            "no plots: they need the extra 'plots' (pip install 'minseal[plots]'), then "
-            f"`minseal report {run.folder}`\n"
-        )
+        text += f"no plots: pip install 'minseal[plots]', then `minseal report {run.folder}`\n"
     return text
 
 
@@ -99,7 +96,7 @@ def text_report(run: Run, experiment: Experiment, results: dict[str, Any]) -> st
 
 def table(experiment: Experiment, results: dict[str, Any]) -> str:
     """A row for each arm."""
-    header, cells = experiment.columns(results) if experiment.columns else ([], lambda row: [])
+    header, cells = experiment.columns(results)
     rows = [["arm", "score", "95 %", "gain", "95 %", "over", "s", *header]]
     for a in results["arms"]:
         gain = ("", "", "")
@@ -111,7 +108,7 @@ def table(experiment: Experiment, results: dict[str, Any]) -> str:
 
 
 def aligned(rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
-    """Rows, the header first, as a table; the columns `left` begin at the left, others end right."""
+    """Rows, the header first, as a table; the columns `left` begin at the left."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [
         "  ".join(
@@ -159,7 +156,7 @@ def conclusions(experiment: Experiment, results: dict[str, Any]) -> list[str]:
 
 
 def _counts(results: dict[str, Any], what: str) -> str:
-    """'round 1: 3 of 64; round 2: 1 of 64.' for the loops that have more than one self-edit each."""
+    """'round 1: 3 of 64; round 2: 1 of 64.'"""
     of = {"invalid": "self_edits", "alike": "contexts"}[what]
     told = [
         f"{t['loop']} {t['round']}: {t[what]} of {t[of]}"
@@ -167,10 +164,6 @@ def _counts(results: dict[str, Any], what: str) -> str:
         if t[what] and (what == "invalid" or t["self_edits"] > t["contexts"])
     ]
     return ("; ".join(told) or "none") + "."
-
-
-def _object(step: Step) -> dict[str, Any]:
-    return step.value if isinstance(step.value, dict) else {}
 
 
 def _interval(ci95: tuple[float, float], form: str = ".2f") -> str:
