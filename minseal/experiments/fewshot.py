@@ -3,23 +3,20 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from ..lab.lab import Lab, experiment
 from ..outer import MStepConfig, OuterConfig, Tried
-from ..selfedit import SelfEdit
-from ..tasks.arc import Puzzle
 from ..tasks.fewshot import Directives
 from .puzzle_report import (
     FIRST,
     LAST,
     conclude,
     describe,
-    directive_picture,
     directive_tables,
+    draw_directives,
+    draw_predictions,
     notes,
     puzzle_columns,
-    puzzle_picture,
 )
 from .puzzles import PuzzleConfig, hold_out, puzzles
 
@@ -31,13 +28,9 @@ class FewShotConfig(PuzzleConfig):
     The paper's values that are named at --outer and --inner are those of its knowledge half.
     """
 
-    reliability_contexts: int = 6  # contexts of round 1 whose inner loops are run twice more, to
-    # see how noisy the reward is
-    views: int = 2400  # views of the winners, in turn, that the M-step learns from; 0: each winner
-    # once, as it is (paper)
-    replay: bool = (
-        True  # toy world: the M-step learns a text of pretraining after every second view
-    )
+    reliability_contexts: int = 6  # contexts of round 1 that are run twice more: is it luck?
+    views: int = 2400  # views of winners that the M-step learns; 0: each once, as it is (paper)
+    replay: bool = True  # toy world: the M-step learns a pretraining text after every second view
     constants: int = 8  # self-edits that compete for the best constant one, on training puzzles
     control: bool = True  # run the control: same M-step, winners drawn at random
     outer: OuterConfig = OuterConfig(
@@ -64,21 +57,16 @@ class FewShotConfig(PuzzleConfig):
     conclude=conclude,
     notes=notes,
     blocks=directive_tables,
-    pictures=(directive_picture, puzzle_picture("in context")),
+    pictures=(draw_directives, draw_predictions("in context")),
 )
 def fewshot(lab: Lab, config: FewShotConfig) -> None:
     """Does a policy learn to look at a puzzle before it says how to train on it?"""
     task, held_out, own = lab.task, hold_out(lab, config), "own self-edits"
+    both = ("SEAL", "control: random winners")
     lab.arm("in context", lambda: lab.plain(held_out, in_context=True))
-    first = lab.arm(
-        own,
-        lambda: lab.study_own(held_out),
-        over="in context",
-        series=("SEAL", "control: random winners"),
-        at=0,
-        rival=True,
-    )
-    history = lab.outer_loop("round", series="SEAL", over=own, follow=True)
+    study = lambda: lab.study_own(held_out)
+    first = lab.arm(own, study, over="in context", series=both, at=0, rival=True)
+    history = lab.outer_loop("round", series=both[0], over=own, follow=True)
     last = lab.run.result(f"round {config.outer.rounds}") if history else first
 
     # Is the gain in what the policy writes, or in the weights that train on it?
@@ -86,18 +74,18 @@ def fewshot(lab: Lab, config: FewShotConfig) -> None:
     lab.reset()
     lab.arm(LAST, lambda: lab.study(held_out, [t.text for t in last]), over=own)
 
-    constant = best_constant(lab, history, config.constants)
+    constant = partial(task.edit, directives=best_constant(lab, history, config.constants))
     lab.arm("best constant", lambda: lab.study(held_out, constant), over=own, rival=True)
     lab.reliability(history, config.reliability_contexts)
     if config.control:
         # One drawn at random from several is one: the control samples no more.
         random = replace(config.outer, select="random", samples=1)
-        lab.outer_loop("control", random, series="control: random winners", over=own, rival=True)
+        lab.outer_loop("control", random, series=both[1], over=own, rival=True)
         lab.reset()
     lab.arm("oracle", lambda: lab.study(held_out, task.oracle), over="in context")
 
 
-def best_constant(lab: Lab, history: list[Tried], constants: int) -> Any:
+def best_constant(lab: Lab, history: list[Tried], constants: int) -> Directives:
     """The one self-edit that, written for every training puzzle, solves most of them.
 
     Those that were right most often in the E-steps compete with the oracle's and with plain
@@ -113,15 +101,9 @@ def best_constant(lab: Lab, history: list[Tried], constants: int) -> Any:
         if not lot:
             continue
         edits = [partial(task.edit, directives=d) for d in candidates for _ in lot]
-        trials = lab.step(
-            f"constants, lot {number}", lambda: lab.study(lot * len(candidates), edits)
-        )
+        study = lambda: lab.study(lot * len(candidates), edits)
+        trials = lab.step(f"constants, lot {number}", study)
         for i, d in enumerate(candidates):
             scores[d] += sum(t.reward for t in trials[i * len(lot) : (i + 1) * len(lot)])
         candidates = sorted(candidates, key=lambda d: -scores[d])[:4]
-    best = max(candidates, key=lambda d: scores[d])
-
-    def constant(puzzle: Puzzle) -> SelfEdit:
-        return task.edit(puzzle, best)
-
-    return constant
+    return max(candidates, key=lambda d: scores[d])

