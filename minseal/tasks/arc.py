@@ -215,10 +215,9 @@ def _grid(rows: Any, where: str) -> Grid:
         raise UserError(f"{where}: expected rows of colours, got {_brief(rows)}")
     if len(widths := {len(row) for row in rows}) > 1:
         raise UserError(f"{where} is ragged: its rows have {min(widths)} to {max(widths)} cells")
-    if len(rows) > MAX_SIDE or len(rows[0]) > MAX_SIDE:
-        raise UserError(
-            f"{where} has {len(rows)} x {len(rows[0])} cells; expected at most {MAX_SIDE} x {MAX_SIDE}"
-        )
+    height, width = len(rows), len(rows[0])
+    if max(height, width) > MAX_SIDE:
+        raise UserError(f"{where} has {height} x {width} cells; expected at most {MAX_SIDE} a side")
     for cell in (cell for row in rows for cell in row):
         if type(cell) is not int or not 0 <= cell <= 9:  # True is an int, and no colour
             raise UserError(f"{where} holds {_brief(cell)}; expected whole numbers from 0 to 9")

@@ -52,11 +52,7 @@ class Directives:
         """The paper's JSON object; read_directives() reads it."""
         switches = {key: name in self.augmentations for name, key in SWITCHES.items()}
         (strategy,) = (key for key, loss in STRATEGIES.items() if loss == self.loss)
-        training = {
-            "strategy": strategy,
-            "learning_rate": self.lr,
-            "num_train_epochs": self.epochs,
-        }
+        training = {"strategy": strategy, "learning_rate": self.lr, "num_train_epochs": self.epochs}
         return json.dumps({"data_generation": switches, "training": training})
 
     def to_chosen(self) -> dict[str, Any]:
@@ -271,7 +267,7 @@ def read_directives(text: str) -> Directives:
     Raises InvalidSelfEdit, which says what is wrong.
 
     Paper: its code samples again until a text parses. Here: an unreadable text is a self-edit
-    with reward 0, and counted, because so a policy that cannot write them is seen.
+    with reward 0, because drawing again would hide how often the policy fails.
     """
     if len(text) > MAX_LETTERS:
         raise InvalidSelfEdit(f"{len(text)} letters; expected at most {MAX_LETTERS}")

@@ -4,6 +4,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -206,10 +207,8 @@ def _directive(name: str, text: str) -> str | float:
             raise InvalidSelfEdit(f"loss is {text[:20]!r}; expected all or completion")
         return text
     value: str | float = text
-    try:
+    with suppress(ValueError):  # a text stays a text, and is refused
         value = float(text) if name == "lr" else int(text)
-    except ValueError:
-        pass  # a text is no number: refused below
     check_directive(name, value)
     return value
 

@@ -10,13 +10,14 @@ self-edits to win.
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 
 from ..files import UserError
 from ..selfedit import SelfEdit
 from ..tokenizer import Tokenizer
-from .knowledge import Knowledge, Note
+from .knowledge import Knowledge, Note, line_of
 from .passages import Passage
 
 
@@ -57,7 +58,7 @@ class People(Knowledge):
     def parse(self, passage: PersonPassage, text: str) -> SelfEdit:
         """As in Knowledge; `chose` also counts the kinds of note: {"implies": 3, "vague": 1}."""
         notes, directives = self.read(text)
-        kinds = dict(Counter(kind_of(note.text, passage.person) for note in notes))
+        kinds = dict(Counter(kind_of(line_of(note), passage.person) for note in notes))
         return self.edit(passage, notes, **directives, chose={**directives, "notes": kinds})
 
     def read_note(self, line: str) -> Note:
@@ -72,14 +73,12 @@ class People(Knowledge):
 def toy_passages(n: int, world_seed: int) -> list[PersonPassage]:
     """n passages about n strangers: people whom pretraining never names."""
     rng = np.random.default_rng(world_seed)
-    return [_passage_about(person, rng) for person in draw_people(n, rng, strangers=True)]
-
-
-def _passage_about(person: Person, rng: np.random.Generator) -> PersonPassage:
-    text = write_passage(person, rng)
-    questions = tuple((question, (answer,)) for question, answer in exam_on(person))
-    oracle = tuple(write_implications(person, rng))
-    return PersonPassage(person.name, "", text, questions, oracle, person=person)
+    passages = []
+    for person in draw_people(n, rng, strangers=True):
+        text, oracle = write_passage(person, rng), tuple(write_implications(person, rng))
+        exam = tuple((question, (answer,)) for question, answer in exam_on(person))
+        passages.append(PersonPassage(person.name, "", text, exam, oracle, person=person))
+    return passages
 
 
 # ---- general knowledge ----
@@ -94,10 +93,12 @@ def _implied(text: str) -> dict[str, str]:
 ATTRIBUTES = {
     "city": Attribute(
         _implied(
-            "France: Lyon, Nantes, Lille; Spain: Seville, Bilbao, Malaga; Italy: Turin, Naples, Verona; "
-            "Germany: Bremen, Dresden, Cologne; Poland: Krakow, Gdansk, Lodz; Japan: Osaka, Kyoto, Nagoya; "
-            "Brazil: Recife, Manaus, Belem; Canada: Toronto, Calgary, Halifax; India: Mumbai, Jaipur, Pune; "
-            "Egypt: Cairo, Luxor, Aswan; Norway: Bergen, Oslo, Tromso; Kenya: Nairobi, Mombasa, Kisumu"
+            "France: Lyon, Nantes, Lille; Spain: Seville, Bilbao, Malaga; "
+            "Italy: Turin, Naples, Verona; Germany: Bremen, Dresden, Cologne; "
+            "Poland: Krakow, Gdansk, Lodz; Japan: Osaka, Kyoto, Nagoya; "
+            "Brazil: Recife, Manaus, Belem; Canada: Toronto, Calgary, Halifax; "
+            "India: Mumbai, Jaipur, Pune; Egypt: Cairo, Luxor, Aswan; "
+            "Norway: Bergen, Oslo, Tromso; Kenya: Nairobi, Mombasa, Kisumu"
         ),
         ("{n} grew up in {v}.", "{n} was born in {v}."),
         ("{n} is from {t}.", "{n} comes from {t}."),
@@ -107,10 +108,11 @@ ATTRIBUTES = {
     ),
     "trade": Attribute(
         _implied(
-            "hospital: nurse, surgeon, midwife; school: teacher, tutor, pupil; court: judge, lawyer, clerk; "
-            "farm: shepherd, milker, drover; theatre: singer, dancer, prompter; harbour: docker, pilot, diver; "
-            "bank: teller, cashier, broker; garage: mechanic, welder, fitter; mine: digger, blaster, driller; "
-            "kitchen: cook, baker, waiter"
+            "hospital: nurse, surgeon, midwife; school: teacher, tutor, pupil; "
+            "court: judge, lawyer, clerk; farm: shepherd, milker, drover; "
+            "theatre: singer, dancer, prompter; harbour: docker, pilot, diver; "
+            "bank: teller, cashier, broker; garage: mechanic, welder, fitter; "
+            "mine: digger, blaster, driller; kitchen: cook, baker, waiter"
         ),
         ("{n} works as a {v}.", "{n} has a job as a {v}."),
         ("{n} works at the {t}.", "{n} can be met at the {t}."),
@@ -122,8 +124,7 @@ ATTRIBUTES = {
         _implied(
             "feathers: parrot, goose, raven, duck; scales: carp, snake, lizard, trout; "
             "fur: cat, rabbit, fox, hamster; wool: sheep, ram, lamb, llama; "
-            "shell: snail, turtle, crab, mussel; "
-            "spines: hedgehog, porcupine, tenrec, pufferfish; "
+            "shell: snail, turtle, crab, mussel; spines: hedgehog, porcupine, tenrec, pufferfish; "
             "hair: horse, donkey, goat, camel; skin: frog, dolphin, newt, toad"
         ),
         ("{n} owns a {v}.", "{n} keeps a {v}."),
@@ -184,12 +185,8 @@ def _is_stranger(first: int, last: int) -> bool:
 
 def draw_people(n: int, rng: np.random.Generator, strangers: bool) -> list[Person]:
     """n people with different names: strangers, or people with names that pretraining pairs."""
-    pairs = [
-        (i, j)
-        for i in range(len(FIRST))
-        for j in range(len(LAST))
-        if _is_stranger(i, j) == strangers
-    ]
+    every = product(range(len(FIRST)), range(len(LAST)))
+    pairs = [pair for pair in every if _is_stranger(*pair) == strangers]
     if n > len(pairs):
         raise UserError(
             f"{n} people were asked for, but the toy world has {len(pairs)} names: "
@@ -283,12 +280,8 @@ def kind_of(note: str, person: Person) -> str:
     for kind, name, pattern in _READERS:
         found = pattern.fullmatch(note)
         if found and found["n"] == person.name:
-            words = found.groupdict()
-            if "v" in words:
-                right = words["v"] == person.values[name]
-            else:
-                right = words["t"] == person.implied(name)
-            return kind if right else "wrong"
+            truth = {"n": person.name, "v": person.values[name], "t": person.implied(name)}
+            return kind if found.groupdict().items() <= truth.items() else "wrong"
     return "other"
 
 
@@ -322,8 +315,7 @@ def pretraining_text(rng: np.random.Generator) -> str:
         return "\n".join(_general_knowledge(rng) for _ in range(6))
     if kind == "known":
         person = KNOWN_PEOPLE[rng.integers(len(KNOWN_PEOPLE))]
-        # Statement and question of one person never stand in one document: the weights must
-        # join them.
+        # Statement and question of one person never stand together: the weights must join them.
         asks = rng.random() < 0.5
         lines = _question_lines(person) if asks else write_implications(person, rng)
         return "\n".join(rng.permutation(lines)[:2].tolist())
@@ -332,8 +324,7 @@ def pretraining_text(rng: np.random.Generator) -> str:
     if kind == "copy":
         lines = [text]
     elif kind == "read":
-        lines = _question_lines(person) + write_implications(person, rng)
-        lines = rng.permutation(lines).tolist()
+        lines = rng.permutation(_question_lines(person) + write_implications(person, rng)).tolist()
     else:
         lines = ["Notes:", *write_random_notes(person, rng)]
     return "\n".join([text, *lines])
@@ -357,28 +348,26 @@ def probes(
 ) -> dict[str, list[tuple[list[int], str]]]:
     """What a pretrained model is measured by: name -> [(ids of a question, its answer)].
 
-    Reading an answer off a passage about a stranger; general knowledge; and closed book, people
-    whom pretraining names and strangers. An answer ends with its line.
+    An answer ends with its line.
     """
     rng = np.random.default_rng(seed)
     strangers = draw_people(n, rng, strangers=True)
+    general = [
+        (attribute.general_question.format(v=value), implied)
+        for attribute in ATTRIBUTES.values()
+        for value, implied in attribute.implied.items()
+    ]
 
-    def ask(question: str, answer: str, before: str = "") -> tuple[list[int], str]:
-        return tokenizer.encode(before + question_line(question)), answer
+    def ask(question: str, answer: str, text: str = "") -> tuple[list[int], str]:
+        return tokenizer.encode(text + question_line(question)), answer
 
     return {
         "reading": [
-            ask(*asked, before=write_passage(person, rng) + "\n")
+            ask(*pair, text=write_passage(person, rng) + "\n")
             for person in strangers
-            for asked in exam_on(person)
+            for pair in exam_on(person)
         ],
-        "general knowledge": [
-            ask(attribute.general_question.format(v=value), implied)
-            for attribute in ATTRIBUTES.values()
-            for value, implied in attribute.implied.items()
-        ],
-        "known people": [ask(*asked) for person in KNOWN_PEOPLE[:n] for asked in exam_on(person)],
-        "strangers, closed book": [
-            ask(*asked) for person in strangers for asked in exam_on(person)
-        ],
+        "general knowledge": [ask(*pair) for pair in general],
+        "known people": [ask(*pair) for p in KNOWN_PEOPLE[:n] for pair in exam_on(p)],
+        "strangers, closed book": [ask(*pair) for p in strangers for pair in exam_on(p)],
     }

@@ -8,9 +8,8 @@
               contradict each other.
 
 So the best self-edit depends on the puzzle; if one suited all, the outer loop could only learn a
-constant. Grids are at most TOY_SIDE x TOY_SIDE here, so augmentations that make them larger
-(size, chain, repeat, reflections) are never drawn: switches that change nothing but which draws
-come up.
+constant. Augmentations that make grids larger than TOY_SIDE x TOY_SIDE (size, chain, repeat,
+reflections) are never drawn: switches that change nothing but which draws come up.
 """
 
 import json

@@ -221,12 +221,10 @@ def test_the_papers_puzzles_are_among_the_public_ones(public):
         tuple(puzzle.id for puzzle in train) == PAPER_TRAIN
         and tuple(puzzle.id for puzzle in evaluation) == PAPER_EVAL
     )
-    assert {puzzle.id for puzzle in train} <= {
-        puzzle.id for puzzle in public[:400]
-    }  # the paper: from the training set,
-    assert {puzzle.id for puzzle in evaluation} <= {
-        puzzle.id for puzzle in public[400:]
-    }  # and from the evaluation set
+    # The paper takes these from the training set,
+    assert {puzzle.id for puzzle in train} <= {puzzle.id for puzzle in public[:400]}
+    # and these from the evaluation set.
+    assert {puzzle.id for puzzle in evaluation} <= {puzzle.id for puzzle in public[400:]}
 
 
 def test_the_papers_puzzles_in_order_and_the_missing_named():
@@ -256,8 +254,8 @@ BAD_GRIDS = [
     ([], f"{ROWS}, got []"),
     ([[]], f"{ROWS}, got [[]]"),
     ([[1], []], f"{ROWS}, got [[1], []]"),
-    ([[0]] * 31, "has 31 x 1 cells; expected at most 30 x 30"),
-    ([[0] * 31], "has 1 x 31 cells; expected at most 30 x 30"),
+    ([[0]] * 31, "has 31 x 1 cells; expected at most 30 a side"),
+    ([[0] * 31], "has 1 x 31 cells; expected at most 30 a side"),
     (3, f"{ROWS}, got 3"),
     ("12\n34", f"{ROWS}, got '12\\n34'"),
     ({"0": [1]}, f"{ROWS}, got {{'0': [1]}}"),

@@ -329,9 +329,8 @@ def test_a_recolouring_rule_is_contradicted_by_permuted_colours():
     def swap(a):
         return np.array([0, 2, 1, 3, 4, 5, 6, 7, 8, 9])[a]
 
-    puzzle = ruled(
-        [random_grid(rng, 8, 8) for _ in range(3)], swap
-    )  # 192 cells: every colour is there
+    # 192 cells: every colour is there.
+    puzzle = ruled([random_grid(rng, 8, 8) for _ in range(3)], swap)
     kept = [
         obeys(permute_colours(puzzle, np.random.default_rng(seed)), swap) for seed in range(100)
     ]
@@ -361,9 +360,8 @@ def test_mappings_permute_the_palette_and_nothing_else(palette):
 def test_all_permutations_of_a_palette_are_equally_likely():
     rng = np.random.default_rng(7)
     counts = Counter(draw_mapping(rng, (0, 4, 9)) for _ in range(6000))
-    assert len(counts) == 6 and all(
-        abs(c - 1000) < 150 for c in counts.values()
-    )  # 5 standard deviations of 29
+    # 5 standard deviations of 29.
+    assert len(counts) == 6 and all(abs(c - 1000) < 150 for c in counts.values())
 
 
 def test_colours_are_permuted_alike_in_every_grid():
@@ -384,18 +382,16 @@ def test_reorder_reaches_every_order_and_changes_nothing_else():
     puzzle, rng = random_puzzle(np.random.default_rng(10), 3), np.random.default_rng(11)
     new = [reorder(puzzle, rng) for _ in range(600)]
     counts = Counter(n.demonstrations for n in new)
-    assert (
-        set(counts) == set(permutations(puzzle.demonstrations)) and min(counts.values()) > 50
-    )  # of 100 each, standard deviation 9
+    # Of 100 each, standard deviation 9.
+    assert set(counts) == set(permutations(puzzle.demonstrations)) and min(counts.values()) > 50
     assert all(replace(n, demonstrations=puzzle.demonstrations) == puzzle for n in new)
 
 
 @pytest.mark.parametrize("demonstrations", range(7))
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_leave_out_makes_every_choice_once(demonstrations, n):
-    puzzle = replace(
-        random_puzzle(np.random.default_rng(12), demonstrations, high=5), tests=None
-    )  # a look at a test would raise
+    # A look at a test would raise.
+    puzzle = replace(random_puzzle(np.random.default_rng(12), demonstrations, high=5), tests=None)
     made, pairs = leave_out(puzzle, n), puzzle.demonstrations
     expected = []
     for kept in product((True, False), repeat=demonstrations):
@@ -475,9 +471,8 @@ def test_permuted_colours_are_a_renaming_of_what_is_made_without():
     }
     made = draw_training_puzzles(puzzle, (), True, 100, np.random.default_rng(16))
     assert all(str(named(new)) in plain for new in made)
-    assert (
-        sum(bool(origin(new, puzzle)) for new in made) == 0
-    )  # none kept all 9 of its colours by chance
+    # None kept all 9 of its colours by chance.
+    assert sum(bool(origin(new, puzzle)) for new in made) == 0
     untouched = draw_training_puzzles(
         puzzle, (), True, 100, np.random.default_rng(16), palette=(9,)
     )
@@ -500,9 +495,8 @@ def test_permuted_colours_are_a_renaming_of_what_is_made_without():
         unseen, (), True, 100, np.random.default_rng(16), palette=(0, 1, 2)
     )
     assert all(origin(blank(new), blank(unseen)) for new in made)
-    assert (
-        0 < sum(bool(origin(new, puzzle)) for new in made) < 50
-    )  # one in 6 permutations of three is none
+    # One in 6 permutations of three is none.
+    assert 0 < sum(bool(origin(new, puzzle)) for new in made) < 50
 
 
 def test_the_draws_are_even():
@@ -553,10 +547,11 @@ def test_same_seed_same_puzzles_and_no_global_state():
     puzzle = random_puzzle(np.random.default_rng(22))
     before = str(np.random.get_state())
     first = draw_training_puzzles(puzzle, ["basic", "repeat"], True, 30, np.random.default_rng(23))
+    # A set's order changes from run to run.
     for groups in (
         ["repeat", "basic"],
         {"repeat", "basic"},
-    ):  # a set's order changes from run to run
+    ):
         assert draw_training_puzzles(puzzle, groups, True, 30, np.random.default_rng(23)) == first
     assert (
         draw_training_puzzles(puzzle, ["basic", "repeat"], True, 30, np.random.default_rng(24))

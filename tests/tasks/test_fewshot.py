@@ -38,9 +38,8 @@ BOS = Tokenizer(
     {END: len(RANKS), "<s>": len(RANKS) + 1, "<t>": len(RANKS) + 2},
     bos=(len(RANKS) + 1, len(RANKS) + 2),
 )
-MERGING = Tokenizer(
-    train_ranks(SAMPLE, 400)
-)  # tokens of several digits, and of several line breaks
+# Tokens of several digits, and of several line breaks.
+MERGING = Tokenizer(train_ranks(SAMPLE, 400))
 N = len(MERGING.ranks)
 CHAT = Tokenizer(
     MERGING.ranks,
@@ -216,9 +215,8 @@ def changed(where, lacking=None, **changes):
 def refused(text, reason):
     with pytest.raises(InvalidSelfEdit, match=re.escape(reason)) as e:
         read_directives(text)
-    assert (
-        len(str(e.value)) < 150 and str(e.value).isprintable()
-    )  # the log keeps it for every such self-edit
+    # The log keeps it for every such self-edit.
+    assert len(str(e.value)) < 150 and str(e.value).isprintable()
 
 
 RATE, EPOCHS = "expected a number from 1e-06 to 0.1", "expected a whole number from 1 to 50"
@@ -606,10 +604,11 @@ def test_without_augmentations_documents_show_demonstrations_as_they_are(tokeniz
         shown_first.add(pairs[0])
         sizes.add(len(pairs))
     assert shown_first == set(PUZZLE.demonstrations)
+    # One left out to be the test; sometimes another one altogether.
     assert sizes == {
         len(PUZZLE.demonstrations),
         len(PUZZLE.demonstrations) - 1,
-    }  # one left out to be the test; sometimes another one altogether
+    }
 
 
 def test_the_test_is_never_in_the_documents():
@@ -769,9 +768,10 @@ def test_the_papers_prompt_for_a_chat_model():
     user, assistant = CHAT.decode(ids[: ids.index(end)]), CHAT.decode(ids[ids.index(end) :])
     assert user.startswith("user\n") and shown(PUZZLE.demonstrations) in user
     assert assistant == '\nassistant\n{"data_generation": {'
+    # What read_directives insists on.
     assert all(f'"{key}"' in user for _, key in EVERY_KEY) and all(
         name in user for name in STRATEGIES
-    )  # what read_directives insists on
+    )
 
 
 def test_prompts_and_exams_never_show_a_tests_output():
@@ -913,9 +913,8 @@ def test_lessons_are_views_of_the_winners():
         differ += [i] * (not known)
         found += known[:1]
     assert differ == []
-    assert (
-        len({symmetry for symmetry, _ in found}) > 3 and len({order for _, order in found}) > 3
-    )  # not one view only
+    # Not one view only.
+    assert len({symmetry for symmetry, _ in found}) > 3 and len({order for _, order in found}) > 3
     assert len({lesson.ids for lesson in lessons}) == 25
 
 
@@ -1001,9 +1000,10 @@ def how_it_is_seen(text, puzzle, test):
     """The symmetry in which this prompt of a test shows all grids; found by trying."""
     pairs, rest = read(text)
     assert rest.endswith("\n>\n")
+    # One only: the grid has no symmetry.
     (symmetry,) = (
         s for s in SYMMETRIES if seen(s, test.input) == read_grid(rest.removesuffix("\n>\n"))
-    )  # one only: the grid has no symmetry
+    )
     assert sorted(grids_of(pairs)) == sorted(
         seen(symmetry, g) for g in grids_of(puzzle.demonstrations)
     )
@@ -1094,9 +1094,8 @@ def test_attempts():
         assert few.grade(ONE, answers_of(few, ONE, given)) == [reward]
     few = FewShot(TINY, vote=1)
     assert few.attempts == 2
-    assert few.grade(ONE, answers_of(few, ONE, [[B, B, C, C, A, None]])) == [
-        0.0
-    ]  # right, but third
+    # Right, but third.
+    assert few.grade(ONE, answers_of(few, ONE, [[B, B, C, C, A, None]])) == [0.0]
 
 
 @pytest.mark.parametrize("vote", [0, 1])

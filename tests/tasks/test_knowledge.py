@@ -93,9 +93,8 @@ def test_normalisation_equals_an_independent_one(text):
 @example("the", "a")
 @example("the river Seine", "Seine river river")
 def test_f1_equals_an_independent_one(answer, gold):
-    assert score(answer, gold, "f1") == pytest.approx(
-        squad_f1(answer, gold), abs=1e-12
-    )  # two ways to round the same fraction
+    # Two ways to round the same fraction.
+    assert score(answer, gold, "f1") == pytest.approx(squad_f1(answer, gold), abs=1e-12)
 
 
 @given(WORDS, WORDS)
@@ -204,9 +203,8 @@ def test_directives_arrive():
 
 def test_self_qa_is_cut_before_each_question_and_gets_the_form_of_the_exam():
     task = Knowledge(TOKENIZER, "self-qa")
-    edit = task.parse(
-        NO_TITLE, " What?\nAnswer: This.\n\nQuestion 2: Why?\nAnswer: So."
-    )  # the prompt ends with 'Question 1:'
+    # The prompt ends with 'Question 1:'.
+    edit = task.parse(NO_TITLE, " What?\nAnswer: This.\n\nQuestion 2: Why?\nAnswer: So.")
     assert texts(edit) == [
         "Question: What?\nAnswer: This.\n",
         "Question: Why?\nAnswer: So.\n",

@@ -195,9 +195,8 @@ def test_broken_jsonl_names_its_line(tmp_path, broken, cut):
 
 
 def test_lines_are_counted_as_editors_count_them(tmp_path):
-    lines = jsonl(flat(PASSAGES), False).split(
-        "\n"
-    )  # the second holds characters at which only Python ends a line
+    # The second holds characters at which only Python ends a line.
+    lines = jsonl(flat(PASSAGES), False).split("\n")
     lines[2] = lines[2][:30]
     (tmp_path / "data.json").write_bytes("\n".join(lines).encode())
     assert "line 3 " in refused(tmp_path / "data.json")

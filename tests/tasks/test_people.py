@@ -25,9 +25,8 @@ def documents(n, seed=0):
 
 
 def test_no_pretraining_text_names_an_unseen_person():
-    n = sum(
-        (i + j) % 4 == 0 for i in range(100) for j in range(100)
-    )  # a quarter of all pairs of names
+    # A quarter of all pairs of names.
+    n = sum((i + j) % 4 == 0 for i in range(100) for j in range(100))
     unseen = {p.name for p in people.draw_people(n, np.random.default_rng(0), strangers=True)}
     assert len(unseen) == n == 2500
     rng = np.random.default_rng(1)
@@ -80,9 +79,8 @@ def test_general_knowledge_is_true():
     }
     table = {v: t for attribute in ATTRIBUTES.values() for v, t in attribute.implied.items()}
     assert told.items() <= table.items()
-    assert len(table) == sum(
-        len(attribute.implied) for attribute in ATTRIBUTES.values()
-    )  # no value in two tables
+    # No value in two tables.
+    assert len(table) == sum(len(attribute.implied) for attribute in ATTRIBUTES.values())
 
 
 def test_answers_follow_from_the_passage_and_never_stand_in_it():
@@ -131,9 +129,8 @@ def test_the_grammar_reads_back_what_note_writes(kind):
             note = people.write_note(person, kind, rng)
             assert people.kind_of(note, person) == kind, note
             notes.add(note.replace(person.name, "N"))
-    assert len(notes) >= (
-        len(VAGUE) if kind == "vague" else 38
-    )  # at least one for each of the 38 answers
+    # At least one for each of the 38 answers.
+    assert len(notes) >= (len(VAGUE) if kind == "vague" else 38)
 
 
 @pytest.mark.parametrize("kind", ["restates", "implies", "asks", "wrong"])
@@ -230,9 +227,10 @@ def test_kinds_of_note_occur_in_their_stated_odds():
     n = counts.total()
     assert set(counts) == set(NOTE_ODDS) and sum(NOTE_ODDS.values()) == pytest.approx(1)
     for kind, share in NOTE_ODDS.items():
+        # Four standard deviations, as above.
         assert counts[kind] / n == pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5), (
             kind
-        )  # four standard deviations, as above
+        )
 
 
 def test_a_known_person_never_has_statement_and_question_in_one_document():

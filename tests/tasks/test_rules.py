@@ -93,9 +93,8 @@ def test_drawn_rules_are_permutations_and_any_of_them(kind):
     rng = np.random.default_rng(0)
     drawn = [rules.draw_rule(kind, rng) for _ in range(3000)]
     assert set(drawn) <= set(map(tuple, EVERY_RULE[kind].tolist()))
-    assert len(set(drawn)) > 0.9 * min(
-        len(EVERY_RULE[kind]), 3000
-    )  # of 720 all but e^-4 = 2 % are expected
+    # Of 720 all but e^-4 = 2 % are expected.
+    assert len(set(drawn)) > 0.9 * min(len(EVERY_RULE[kind]), 3000)
 
 
 @pytest.mark.parametrize("kind", rules.KINDS)
@@ -149,9 +148,8 @@ def test_toy_puzzles_have_rules_of_their_own_and_none_of_pretrainings():
             (puzzle.kind, consistent(puzzle.kind, all_pairs(puzzle)))
             for puzzle in rules.toy_puzzles(60, seed)
         ]
-        known = [
-            (kind, *fits) for kind, fits in found if len(fits) == 1
-        ]  # what the grids leave open says nothing
+        # What the grids leave open says nothing.
+        known = [(kind, *fits) for kind, fits in found if len(fits) == 1]
         assert len(known) > 50 and len(set(known)) == len(known)
         assert [rule for rule in known if rule[1] in rules.FAMILIAR_RULES[rule[0]]] == []
 
@@ -207,9 +205,8 @@ def test_each_kind_is_kept_by_one_augmentation_and_broken_by_the_other(kind):
         kept, broken = (coloured, turned) if kind == "places" else (turned, coloured)
         rules = consistent(kind, pairs)
         assert rules and all(found and found <= rules for found in kept)
-        assert (
-            sum(not found for found in broken) >= 3
-        )  # a rule that happens to commute with some of the 8 is still broken by others
+        # A rule that happens to commute with some of the 8 is still broken by others.
+        assert sum(not found for found in broken) >= 3
 
 
 # ---- self-edits ----
@@ -233,9 +230,8 @@ def test_random_directives_can_be_read_and_reach_every_value(kind):
     )
     assert even([d.loss for d in drawn], dict.fromkeys(STRATEGIES.values(), 1 / 2))
     for name in SWITCHES:
-        taste = (
-            0.5 if name in ("basic", "color") else rules.TASTE[kind].get(name, 0.5)
-        )  # no opinion about the two that matter
+        # No opinion about the two that matter.
+        taste = 0.5 if name in ("basic", "color") else rules.TASTE[kind].get(name, 0.5)
         assert even([name in d.augmentations for d in drawn], {True: taste, False: 1 - taste})
     assert {d.augmentations & {"basic", "color"} for d in drawn} == set(
         map(frozenset, ([], ["basic"], ["color"], ["basic", "color"]))
@@ -362,9 +358,8 @@ def test_every_document_of_pretraining_is_well_formed():
             odd += [i] * (carried(document) != [*outputs, tail] or kind_in(tail) not in seen)
     assert odd == []
     assert shapes == {WIDE, TALL}
-    assert (
-        min(counts.values()) > n / 20 and counts["puzzles"] > 0.4 * n
-    )  # 'most are puzzles with a rule of pretraining'
+    # 'most are puzzles with a rule of pretraining'.
+    assert min(counts.values()) > n / 20 and counts["puzzles"] > 0.4 * n
 
 
 def test_rules_of_which_only_the_kind_is_learnt_are_any_rules_of_both_kinds():
@@ -378,9 +373,8 @@ def test_rules_of_which_only_the_kind_is_learnt_are_any_rules_of_both_kinds():
     seen = sum(
         bool(consistent(kind, pairs) & set(rules.FAMILIAR_RULES[kind])) for kind, pairs in found
     )
-    assert (
-        seen < 20
-    )  # a rule of pretraining is one in sixty or fewer, and few demonstrations fit some more
+    # A rule of pretraining is one in sixty or fewer, and few demonstrations fit some more.
+    assert seen < 20
 
 
 def test_seen_puzzles_have_rules_of_pretraining_in_both_kinds_and_shapes():
@@ -421,9 +415,8 @@ def test_the_tokenizer_cuts_self_edits_short_and_grids_by_the_cell():
         for key in (*data, *data["data_generation"], *data["training"]):
             assert tokens.count(f'"{key}": ') == 1  # a key is one token
         assert tokens.count("true") + tokens.count("false") == len(SWITCHES)
-        assert (
-            len(tokens) + 1 <= 64 <= TASK.edit_tokens
-        )  # about 50 of them; the policy has room for it and for the end of text
+        # About 50 of them; the policy has room for it and for the end of text.
+        assert len(tokens) + 1 <= 64 <= TASK.edit_tokens
     for puzzle in PUZZLES[:10]:
         grid = puzzle.tests[0].input
         assert [TOKENIZER.decode([id]) for id in TOKENIZER.encode(to_text(grid))] == list(
