@@ -18,7 +18,7 @@ from ..model import GPT, GPTConfig
 from ..sample import sample
 from ..selfedit import Document
 from ..tasks import people, rules
-from ..tasks.fewshot import FewShot
+from ..tasks.fewshot import GRID_END, FewShot
 from ..tokenizer import Tokenizer, train_ranks
 
 # What a model is measured by: name -> [(prompt ids, expected text), ...]
@@ -69,7 +69,9 @@ def pretrain_knowledge(config: PretrainConfig) -> dict[str, float]:
             ids = [*tokenizer.begin(people.pretraining_text(rng) + "\n"), tokenizer.eot]
             yield Document.completion([], ids)
 
-    return pretrain("knowledge", config, shape, tokenizer, documents(), people.probes(tokenizer))
+    return pretrain(
+        "knowledge", config, shape, tokenizer, documents(), people.probes(tokenizer), "\n"
+    )
 
 
 def pretrain_fewshot(config: FewShotPretrainConfig) -> dict[str, float]:
@@ -91,7 +93,9 @@ def pretrain_fewshot(config: FewShotPretrainConfig) -> dict[str, float]:
     )
     task = FewShot(tokenizer, "tiny")
     documents = iter(lambda: rules.pretraining_document(task, rng), None)
-    return pretrain("fewshot", config, shape, tokenizer, documents, rules.probes(tokenizer))
+    return pretrain(
+        "fewshot", config, shape, tokenizer, documents, rules.probes(tokenizer), GRID_END
+    )
 
 
 def pretrain(
@@ -101,6 +105,7 @@ def pretrain(
     tokenizer: Tokenizer,
     documents: Iterator[Document],
     probes: Probes,
+    stop: str,
     say: Callable[[str], None] = tqdm.write,
 ) -> dict[str, float]:
     """Train a GPT of this shape on the documents, measure it, and save it."""
@@ -129,9 +134,11 @@ def pretrain(
         optimizer.step()
         schedule.step()
         if (step + 1) % max(1, steps // 10) == 0:
-            told = ", ".join(f"{k} {v:.2f}" for k, v in measure(model, tokenizer, probes).items())
+            told = ", ".join(
+                f"{k} {v:.2f}" for k, v in measure(model, tokenizer, probes, stop).items()
+            )
             say(f"step {step + 1} of {steps}: loss {loss.item():.3f}, {told}")
-    measured = measure(model, tokenizer, probes)
+    measured = measure(model, tokenizer, probes, stop)
     minutes = round((time.time() - start) / 60, 1)
     command = f"minseal pretrain {kind} --seed {config.seed} --tokens {config.tokens}"
     about = {"command": command, "minutes": minutes, **measured}
@@ -142,12 +149,12 @@ def pretrain(
     return measured
 
 
-def measure(model: GPT, tokenizer: Tokenizer, probes: Probes) -> dict[str, float]:
-    """Share of probes that are continued as expected, by name."""
+def measure(model: GPT, tokenizer: Tokenizer, probes: Probes, stop: str) -> dict[str, float]:
+    """Share of probes that are answered as expected, by name; an answer ends before `stop`."""
     out = {}
     for name, items in probes.items():
-        most = 1 + max(len(tokenizer.encode(expected)) for _, expected in items)
-        texts = sample(model, tokenizer, [ids for ids, _ in items], 1, most, temperature=0)
+        prompts = [ids for ids, _ in items]
+        texts = sample(model, tokenizer, prompts, max_tokens=24, temperature=0, stop=stop)
         right = [text.strip() == expected for (text,), (_, expected) in zip(texts, items)]
         out[name] = round(float(np.mean(right)), 3)
     return out
