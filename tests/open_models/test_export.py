@@ -50,6 +50,7 @@ def test_converted_loaded_and_exported_is_the_same(tmp_path, kind):
     save(tmp_path / "own", mine, tokenizer, {"about": {"source": "a"}})
     assert (tmp_path / "own" / "tokenizer.json").exists()
     assert not (tmp_path / "own" / "ranks.tiktoken").exists()
+    (tmp_path / "own" / "ranks.tiktoken").write_text("of another model, saved here before")
     own, own_tokenizer = load(tmp_path / "own", "cpu")
     export(tmp_path / "b", own, own_tokenizer)
     again, again_tokenizer = load(tmp_path / "b", "cpu")
