@@ -107,9 +107,9 @@ def drop_leading_space(data: dict[str, Any]) -> bool:
         members, whole, kept = part.replace("_", "") + "s", data.get(part), []
         steps = whole[members] if whole and whole["type"] == "Sequence" else [whole]
         for step in filter(None, steps):
-            kind, adds = step["type"], step.get("add_prefix_space", step["type"] == "Metaspace")
+            kind, adds = step["type"], bool(step.get("add_prefix_space"))
             if kind == "Metaspace":
-                adds = step.get("prepend_scheme", "always" if adds else "never") != "never"
+                adds = step.get("prepend_scheme", "always") != "never"
                 step = step | {"prepend_scheme": "never", "add_prefix_space": False}
             elif kind == "ByteLevel":
                 step = step | {"add_prefix_space": False}
