@@ -40,8 +40,8 @@ def read(path: Path) -> tuple[GPTConfig, dict[str, Tensor], dict[str, Any] | Non
     where = path / "config.json"
     about = read_json(where)
     try:
-        lists_too = about["model"].items()
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in lists_too}
+        given = about["model"].items()  # JSON has lists where GPTConfig has tuples
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
     except (KeyError, AttributeError):
         raise UserError(f'{where} has no model: expected its settings under "model"') from None
     return make_config(values, where), load_tensors(path / "weights.pt"), about.get("tokenizer")

@@ -70,8 +70,9 @@ def open_gguf(path: Path) -> Source:
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """({key: value}, {name: Stored}) of a GGUF file, which is mapped, not held.
+    """({key: value}, {name: Stored}) of a GGUF file, which is mapped: read when it is used.
 
+    The package (0.19.0) refuses a file that ends too early, wherever it was cut.
     https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
     gguf = need("gguf", "weights", what=path)

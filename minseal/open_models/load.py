@@ -42,16 +42,16 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> tuple
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     path = find(source)
-    model_on_disk = open_source(path)
-    tokens, rows = model_on_disk.tokenizer.vocab_size, model_on_disk.config.vocab_size
+    disk = open_source(path)
+    tokens, rows = disk.tokenizer.vocab_size, disk.config.vocab_size
     if tokens > rows:
         raise UserError(
             f"{path}: the tokenizer has {tokens} tokens, the model's embedding only {rows} rows"
         )
-    parts = match(model_on_disk, path)
-    kind = most_common_dtype(model_on_disk.tensors) if dtype == "auto" else DTYPES[dtype]
+    parts = match(disk, path)
+    kind = most_common_dtype(disk.tensors) if dtype == "auto" else DTYPES[dtype]
     try:
-        model = make_empty(model_on_disk.config, kind, device)
+        model = make_empty(disk.config, kind, device)
     except (RuntimeError, AssertionError) as e:  # no room, or no such device
         raise UserError(f"{path} cannot be loaded on {device}: {first_line(e)}") from None
     parameters = dict(model.named_parameters())
@@ -59,7 +59,7 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> tuple
     with torch.no_grad():
         for ours, stored, place in bar:
             parameters[ours].copy_(place.turn(stored.read()))
-    return model.eval(), model_on_disk.tokenizer
+    return model.eval(), disk.tokenizer
 
 
 def find(source: str | Path) -> Path:
@@ -162,7 +162,7 @@ def most_common_dtype(tensors: dict[str, Stored]) -> torch.dtype:
 def open_own(path: Path) -> Source:
     """A folder that save() wrote; with tokenizer.json, if it was made of an open model."""
     config, weights, settings = checkpoint.read(path)
-    if (path / "tokenizer.json").exists():
+    if settings == {"file": "tokenizer.json"}:  # OpenTokenizer.settings()
         tokenizer: Tokenizer = read_tokenizer(path)
     else:
         tokenizer = Tokenizer.load(path / "ranks.tiktoken", settings)

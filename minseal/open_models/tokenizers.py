@@ -18,7 +18,7 @@ from ..files import (
     write_json,
     write_text,
 )
-from ..tokenizer import CHATS, END, Tokenizer
+from ..tokenizer import CHATS, END, GPT2_PATTERN, Tokenizer
 
 
 class OpenTokenizer(Tokenizer):
@@ -43,7 +43,10 @@ class OpenTokenizer(Tokenizer):
                 if re.fullmatch(r"<.*>", token["content"], re.DOTALL):
                     token["special"] = True  # Qwen3 does not call <think> so; no text has it
             self.backend = package.Tokenizer.from_str(json.dumps(data))
-        except Exception as e:  # the package raises nothing more special
+            framed = self.backend.encode("a")
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:  # the package's panics are no Exceptions
             why = f"{type(e).__name__}: {first_line(e)}"
             raise UserError(f"{where} is no tokenizer.json that can be read ({why})") from None
         self.backend.encode_special_tokens = True  # written in a text, they are text
@@ -60,8 +63,7 @@ class OpenTokenizer(Tokenizer):
         if not isinstance(eos, str) or eos not in self.specials:
             raise UserError(f"{where}: expected an eos_token among its special tokens, got {eos!r}")
         self.eot = self.specials[eos]
-        whole = self.backend.encode("a")
-        marked = zip(whole.ids, whole.special_tokens_mask)
+        marked = zip(framed.ids, framed.special_tokens_mask)
         self.bos = tuple(id for id, special in takewhile(lambda pair: pair[1], marked))
         if not self.ends.issuperset(self.bos):
             raise UserError(f"{where}: a text must begin with special tokens, not {self.bos}")
@@ -89,7 +91,7 @@ class OpenTokenizer(Tokenizer):
         return self.decode([token]).encode()
 
     def settings(self) -> dict[str, Any]:
-        return {}  # the files say all
+        return {"file": "tokenizer.json"}
 
     def files(self) -> dict[str, Writer]:
         return {
@@ -102,28 +104,24 @@ def drop_leading_space(data: dict[str, Any]) -> bool:
     """Change a parsed tokenizer.json: no space before a text. Returns whether there was one."""
     was_there = False
     for part in ("normalizer", "pre_tokenizer", "decoder"):
-        members, kept = part.replace("_", "") + "s", []
-        whole = data.get(part)
+        members, whole, kept = part.replace("_", "") + "s", data.get(part), []
         steps = whole[members] if whole and whole["type"] == "Sequence" else [whole]
         for step in filter(None, steps):
-            kind, adds_space = step["type"], step.get("add_prefix_space")
-            if kind == "Strip" and part == "decoder":
-                continue
-            if kind == "Prepend":
-                was_there = True
-                continue
+            kind, adds = step["type"], bool(step.get("add_prefix_space"))
             if kind == "Metaspace":
-                adds_space = step.get("prepend_scheme", "never" if adds_space is False else "")
-                adds_space = adds_space != "never"
-                step = step | {"prepend_scheme": "never"}
-            if adds_space and part == "pre_tokenizer":
+                adds = step.get("prepend_scheme", "always") != "never"
+                step = step | {"prepend_scheme": "never", "add_prefix_space": False}
+            elif kind == "ByteLevel":
+                step = step | {"add_prefix_space": False}
+            if kind == "Prepend" or adds and part == "pre_tokenizer":
                 was_there = True
-            kept.append(step | ({"add_prefix_space": False} if adds_space else {}))
+            if kind != "Prepend" and (kind, part) != ("Strip", "decoder"):  # takes it off again
+                kept.append(step)
         data[part] = {"type": "Sequence", members: kept} if kept else None
     return was_there
 
 
-# ---- from files ----
+# ---- where they come from ----
 
 
 def read_tokenizer(folder: Path) -> OpenTokenizer:
@@ -137,8 +135,8 @@ def read_tokenizer(folder: Path) -> OpenTokenizer:
         return OpenTokenizer(read_text(whole), settings, whole)
     if vocab.is_file() and merges.is_file():
         ids, lines = read_json(vocab), read_text(merges).split("\n")
-        pairs = [line.split() for line in lines if line and not line.startswith("#version")]
-        text = byte_level_json(ids, pairs, [END] if END in ids else [], CUTS["gpt-2"])
+        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        text = byte_level_json(vocab, ids, pairs, [END] if END in ids else [], GPT2_PATTERN)
         return OpenTokenizer(text, settings, vocab)
     has = "only tokenizer.model" if (folder / "tokenizer.model").is_file() else "no tokenizer.json"
     raise UserError(
@@ -149,33 +147,31 @@ def read_tokenizer(folder: Path) -> OpenTokenizer:
 
 def tokenizer_of_gguf(fields: dict[str, Any], where: object) -> OpenTokenizer:
     """The tokenizer in the metadata of a GGUF file, {key: value}."""
+    about = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
+    kind, cut = about.get("model"), about.get("pre")
+    if kind != "gpt2" or cut not in GGUF_PATTERNS:
+        raise UserError(
+            f"{where} holds a tokenizer of the kind {kind!r} that cuts text as {cut!r}; "
+            f"expected 'gpt2' and one of {', '.join(GGUF_PATTERNS)}"
+        )
     try:
-        about = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
-        kind, cut, tokens = about["model"], about.get("pre"), about["tokens"]
-        if kind != "gpt2" or cut not in CUTS:
-            raise UserError(
-                f"{where} holds a tokenizer of the kind {kind!r} that cuts text as {cut!r}; "
-                f"expected 'gpt2' and one of {', '.join(CUTS)}"
-            )
+        tokens = about["tokens"]
         kinds = dict(zip(tokens, about["token_type"], strict=True))
         if len(kinds) < len(tokens):
-            raise UserError(f"{where} is damaged: it holds a token twice")
+            raise ValueError("a token is there twice")
         ids = {token: id for id, token in enumerate(tokens) if kinds[token] != UNUSED}
         specials = [token for token in ids if kinds[token] in (CONTROL, USER_DEFINED)]
         merges = [pair.split(" ") for pair in about["merges"]]
         adds_bos = about.get("add_bos_token", cut == "llama-bpe")  # llama.cpp's own default
         bos = [tokens[about["bos_token_id"]]] if adds_bos else []
-        text = byte_level_json(ids, merges, specials, CUTS[cut], bos, cut == "llama-bpe")
-        config = config_json(tokens[about["eos_token_id"]], bos)
-        config["chat_template"] = fields.get("tokenizer.chat_template")
-        return OpenTokenizer(text, config, where)
-    except UserError:
-        raise
+        eos = tokens[about["eos_token_id"]]
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
-        raise UserError(f"{where} has no complete tokenizer: {first_line(e)}") from None
-
-
-# ---- from minseal's own ----
+        why = f"{type(e).__name__} {first_line(e)}"
+        raise UserError(f"{where} has no complete tokenizer: {why}") from None
+    llama, qwen = cut == "llama-bpe", cut == "qwen2"
+    text = byte_level_json(where, ids, merges, specials, GGUF_PATTERNS[cut], bos, llama, qwen)
+    config = config_json(eos, bos) | {"chat_template": fields.get("tokenizer.chat_template")}
+    return OpenTokenizer(text, config, where)
 
 
 def to_open(tokenizer: Tokenizer) -> OpenTokenizer:
@@ -183,16 +179,64 @@ def to_open(tokenizer: Tokenizer) -> OpenTokenizer:
     if isinstance(tokenizer, OpenTokenizer):
         return tokenizer
     ranks, text_of = tokenizer.ranks, {id: text for text, id in tokenizer.specials.items()}
-    ids = {_spell(token): id for token, id in ranks.items()} | tokenizer.specials
-    merges = [
-        [_spell(part) for part in parts]
-        for token in sorted(ranks, key=ranks.get)
-        if len(parts := last_merge(ranks, token)) == 2
-    ]
-    cut = _cut_by(_split(tokenizer.pattern), BYTE_LEVEL)
+    merges = [last_merge(ranks, token) for token in sorted(ranks, key=ranks.get)]
+    pairs = [[spell(part) for part in parts] for parts in merges if len(parts) == 2]
+    # Special tokens stand in the vocabulary too, or they would be numbered anew, after it.
+    ids = {spell(token): id for token, id in ranks.items()} | tokenizer.specials
     bos = [text_of[id] for id in tokenizer.bos]
-    text = byte_level_json(ids, merges, list(tokenizer.specials), cut, bos, whole=True)
+    text = byte_level_json(
+        "tokenizer.json", ids, pairs, [*tokenizer.specials], tokenizer.pattern, bos, whole=True
+    )
     return OpenTokenizer(text, config_json(text_of[tokenizer.eot], bos))
+
+
+# ---- byte-level BPE ----
+
+
+def byte_level_json(
+    where: object,
+    ids: dict[str, int],
+    merges: list[list[str]],
+    specials: list[str],
+    pattern: str,
+    bos: Sequence[str] = (),
+    whole: bool = False,
+    compose: bool = False,
+) -> str:
+    """What tokenizer.json of a byte-level BPE holds. Raises UserError, in the name of `where`.
+
+    ids: of all tokens, in GPT-2's spelling. pattern: what text is cut into.
+    whole: a piece that is a token stays whole, as in tiktoken, even if no merging reaches it.
+    compose: text is put into Unicode's normal form C first.
+    """
+    package = need("tokenizers", "weights", what=where)
+    try:
+        pairs = [(first, second) for first, second in merges]
+        backend = package.Tokenizer(package.models.BPE(ids, pairs, ignore_merges=whole))
+        split = package.pre_tokenizers.Split(package.Regex(pattern), "isolated")
+        bytes_of = package.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = package.pre_tokenizers.Sequence([split, bytes_of])
+        backend.decoder = package.decoders.ByteLevel()
+        if compose:
+            backend.normalizer = package.normalizers.NFC()
+        backend.add_special_tokens(specials)
+        if bos:
+            backend.post_processor = package.processors.TemplateProcessing(
+                single=[*bos, "$A"], special_tokens=[(token, ids[token]) for token in bos]
+            )
+    except Exception as e:  # the package raises nothing more special
+        raise UserError(f"{where} has no byte-level tokenizer: {first_line(e)}") from None
+    return backend.to_str()
+
+
+def config_json(eos: str, bos: Sequence[str]) -> dict[str, Any]:
+    """What tokenizer_config.json holds: transformers learns the special tokens from it."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": eos,
+        "bos_token": next(iter(bos), None),
+    }
 
 
 def last_merge(ranks: dict[bytes, int], token: bytes) -> list[bytes]:
@@ -207,85 +251,29 @@ def last_merge(ranks: dict[bytes, int], token: bytes) -> list[bytes]:
     return parts
 
 
-# ---- tokenizer.json of byte-level BPE ----
-
-
-def byte_level_json(
-    ids: dict[str, int],
-    merges: list[list[str]],
-    specials: list[str],
-    cut: dict[str, Any],
-    bos: Sequence[str] = (),
-    whole: bool = False,
-) -> str:
-    """What tokenizer.json of a byte-level BPE holds.
-
-    ids: of all tokens, in GPT-2's spelling. cut: the parts that say how text is cut into pieces.
-    whole: a piece that is a token stays whole, as in tiktoken, even if no merging reaches it.
-    """
-    # The special tokens must be in the vocabulary too, or they would be numbered anew, after it.
-    model = {"type": "BPE", "vocab": ids, "merges": merges, "ignore_merges": whole}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [{"id": ids[t], "content": t, "special": True} | flags for t in specials]
-    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-    frame = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": token, "type_id": 0}} for token in bos] + [first],
-        "pair": [first, second],
-        "special_tokens": {t: {"id": t, "ids": [ids[t]], "tokens": [t]} for t in bos},
-    }
-    data = {
-        "version": "1.0",
-        "added_tokens": sorted(added, key=lambda token: token["id"]),
-        "post_processor": frame if bos else None,
-        "decoder": BYTE_LEVEL,
-        "model": model,
-        **cut,
-    }
-    return json.dumps(data, ensure_ascii=False)
-
-
-def config_json(eos: str, bos: Sequence[str]) -> dict[str, Any]:
-    """What tokenizer_config.json holds: transformers learns the special tokens from it."""
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "eos_token": eos,
-        "bos_token": next(iter(bos), None),
-    }
-
-
-def _cut_by(*steps: dict[str, Any]) -> dict[str, Any]:
-    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)}}
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-
-
-def _spell(token: bytes) -> str:
+def spell(token: bytes) -> str:
+    """Bytes in GPT-2's spelling: those that print stand for themselves."""
     return "".join(LETTER_OF[b] for b in token)
 
 
-BYTE_LEVEL = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=False, use_regex=False)
-GPT2_CUT = BYTE_LEVEL | {"use_regex": True}  # by GPT-2's pattern
-DIGITS = {"type": "Digits", "individual_digits": True}
+PRINTED = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+OTHERS = sorted(set(range(256)) - set(PRINTED))  # the letters from 256 on stand for these
+LETTER_OF = {b: chr(b) for b in PRINTED} | {b: chr(256 + i) for i, b in enumerate(OTHERS)}
+
+# SmolLM2 cuts out every digit first, then does as GPT-2: so a digit takes no space along, and
+# white space before it stays whole.
+DIGITS_PATTERN = GPT2_PATTERN.replace(r" ?\p{N}+", r"\p{N}")
+DIGITS_PATTERN = DIGITS_PATTERN.replace(r"\s+(?!\S)", r"\s+(?![^\s\p{N}])")
 # Llama 3: digits by threes, line breaks apart from other white space. Qwen: each digit alone.
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
-CUTS = {  # by GGUF's names
-    "gpt-2": _cut_by(GPT2_CUT),
-    "smollm": _cut_by(DIGITS, GPT2_CUT),
-    "llama-bpe": _cut_by(_split(LLAMA3_PATTERN), BYTE_LEVEL),
-    "qwen2": _cut_by(_split(QWEN_PATTERN), BYTE_LEVEL) | {"normalizer": {"type": "NFC"}},
+GGUF_PATTERNS = {
+    "gpt-2": GPT2_PATTERN,
+    "smollm": DIGITS_PATTERN,
+    "llama-bpe": LLAMA3_PATTERN,
+    "qwen2": QWEN_PATTERN,
 }
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # GGUF's types of tokens that no text has
-
-# GPT-2's spelling of bytes: those that print stand for themselves, the others for the letters
-# from 256 on, in order.
-PRINTED = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
-LETTER_OF = {b: chr(b) for b in PRINTED}
-LETTER_OF |= {b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - set(PRINTED)))}

@@ -1,9 +1,11 @@
 """The way back: transformers reads what is written, bit for bit; a failing write leaves nothing."""
 
-from pathlib import Path
+import signal
+import sys
 
 import pytest
 import safetensors.torch
+import tokenizers
 import torch
 import transformers
 from their_models import (
@@ -48,6 +50,7 @@ def test_converted_loaded_and_exported_is_the_same(tmp_path, kind):
     save(tmp_path / "own", mine, tokenizer, {"about": {"source": "a"}})
     assert (tmp_path / "own" / "tokenizer.json").exists()
     assert not (tmp_path / "own" / "ranks.tiktoken").exists()
+    (tmp_path / "own" / "ranks.tiktoken").write_text("of another model, saved here before")
     own, own_tokenizer = load(tmp_path / "own", "cpu")
     export(tmp_path / "b", own, own_tokenizer)
     again, again_tokenizer = load(tmp_path / "b", "cpu")
@@ -74,9 +77,9 @@ def test_the_tiny_model_goes_to_transformers(tmp_path, pretrained):
 def test_the_tiny_model_of_grids_whose_pattern_is_its_own(tmp_path):
     model, tokenizer = load("tiny_data/fewshot", "cpu")
     export(tmp_path / "tiny", model, tokenizer)
-    encode = transformers.AutoTokenizer.from_pretrained(tmp_path / "tiny")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tiny" / "tokenizer.json"))
     text = '{"rotate": 1}\n012 340\n\nnaïve  "a_b": 12'
-    assert encode(text)["input_ids"] == tokenizer.encode(text)
+    assert theirs.encode(text).ids == tokenizer.encode(text)
     assert load(tmp_path / "tiny", "cpu")[1].encode(text) == tokenizer.encode(text)
 
 
@@ -96,12 +99,24 @@ def test_a_model_with_adapters_is_not_exported(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_leaves_no_half_model(tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits on the size of files")
+@pytest.mark.parametrize("room", [0, 1000, 15_000])
+def test_a_full_disk_leaves_no_half_model(tmp_path, room):
+    import resource
+
     export(tmp_path / "old", tiny(seed=1), TOKENIZER)
     before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()}
-    (tmp_path / "old" / "model.safetensors.tmp").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="model.safetensors.*untouched") as e:
-        export(tmp_path / "old", tiny(), TOKENIZER)
-    assert len(str(e.value).splitlines()) == 1
+    assert len(before["model.safetensors"]) > 16_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for folder in ("new", "old"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with pytest.raises(UserError, match="model.safetensors.*untouched") as e:
+                export(tmp_path / folder, tiny(), TOKENIZER)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert len(str(e.value).splitlines()) == 1
+    signal.signal(signal.SIGXFSZ, handler)
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
     assert {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()} == before

@@ -406,6 +406,15 @@ def test_sentencepiece(kind):
     assert not mine.ends.intersection(mine.encode("a <s>b</s>"))
 
 
+def test_the_older_form_of_metaspace():
+    data = json.loads(pieces_json("always"))
+    data["pre_tokenizer"] = {"type": "Metaspace", "replacement": META, "add_prefix_space": True}
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(data))
+    mine = OpenTokenizer(json.dumps(data), {"eos_token": "</s>"})
+    assert mine.begin("the cat") == theirs.encode("the cat").ids
+    assert mine.decode(mine.encode("the cat")) == "the cat"
+
+
 # ---- there and back ----
 
 
@@ -472,6 +481,12 @@ def change(part, value):
     return changed
 
 
+FRAME_OF_NO_TOKEN = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {},
+}
 REFUSED = [  # the reason, the change of GPT-2's tokenizer.json
     ("expected BPE", change("model", {"type": "Unigram", "vocab": [["a", -1.0]]})),
     ("expected BPE", change("model/type", "WordPiece")),
@@ -483,6 +498,7 @@ REFUSED = [  # the reason, the change of GPT-2's tokenizer.json
     ("no tokenizer.json", change("model", None)),
     ("no tokenizer.json", change("added_tokens", "none")),
     ("no tokenizer.json", change("normalizer", 3)),
+    ("PanicException", change("post_processor", FRAME_OF_NO_TOKEN)),
     ("no tokenizer.json", change("pre_tokenizer", {"type": "Nonsense"})),
     ("no tokenizer.json", change("pre_tokenizer", {"type": "Sequence"})),
 ]
@@ -546,8 +562,8 @@ GGUF_REFUSED = [
     ("no complete tokenizer", {"eos_token_id": 10_000}),
     ("eos_token", {"eos_token_id": 5}),
     ("begin with special", {"add_bos_token": True, "bos_token_id": 5}),
-    ("no tokenizer.json", {"merges": ["z qqq"]}),
-    ("a token twice", {"tokens": ["a", "a"], "token_type": [1, 1]}),
+    ("no byte-level tokenizer.*qqq", {"merges": ["z qqq"]}),
+    ("a token is there twice", {"tokens": ["a", "a"], "token_type": [1, 1]}),
 ]
 
 
