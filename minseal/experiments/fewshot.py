@@ -35,9 +35,8 @@ class FewShotConfig(PuzzleConfig):
     # see how noisy the reward is
     views: int = 2400  # views of the winners, in turn, that the M-step learns from; 0: each winner
     # once, as it is (paper)
-    replay: bool = (
-        True  # toy world: the M-step learns a text of pretraining after every second view
-    )
+    replay: bool = True  # toy world: the M-step learns a text of pretraining after every second
+    # view
     constants: int = 8  # self-edits that compete for the best constant one, on training puzzles
     control: bool = True  # run the control: same M-step, winners drawn at random
     outer: OuterConfig = OuterConfig(
