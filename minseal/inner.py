@@ -128,6 +128,7 @@ def train(
 ) -> None:
     """The steps of adapt(): courses[k] is adapter k's."""
     cohort, most = Cohort(adapters, courses), max(len(course.steps) for course in courses)
+    cohort.let_go()  # those without a step
     for step in range(most):
         loss = losses(model, [course.steps[step] for course in cohort.courses])  # (K,)
         gradients = torch.autograd.grad(loss.sum(), adapters.parameters())

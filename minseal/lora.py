@@ -131,7 +131,7 @@ class Adapters:
         if odd := sorted(set(mine) ^ set(state)):
             raise ValueError(f"adapter for another model: {odd[0]} is in one of them only")
         for name, old in mine.items():
-            if old.shape[1:] != state[name].shape[1:]:
+            if state[name].shape not in (old.shape, (1, *old.shape[1:])):
                 there, here = tuple(state[name].shape), tuple(old.shape)
                 raise ValueError(f"adapter for another model: {name} is {there}, here {here}")
         self.replace(state[n].expand_as(old).clone() for n, old in mine.items() if n != "scale")
@@ -152,7 +152,7 @@ class Adapters:
     @torch.no_grad()
     def merge(self, k: int = 0) -> None:
         """Add adapter k to the weights for good, W += scale B A, and remove them all."""
-        if self.model.n_adapters is None:
+        if any(self.model.get_submodule(name) is not layer for name, layer in self.layers.items()):
             raise RuntimeError("these adapters were removed")
         for layer in self.layers.values():
             layer.base.weight += layer.delta(k).to(layer.base.weight.dtype)

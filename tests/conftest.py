@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny random models, their twins in transformers, the pretrained tiny model, and letters for tokens."""
+"""Shared fixtures: tiny random models, their twins in transformers, the pretrained tiny model."""
 
 import copy
 import math
@@ -12,9 +12,8 @@ from hypothesis import settings
 import minseal
 from minseal import GPT, GPTConfig
 
-torch.set_num_threads(
-    1
-)  # for matrices this small a second thread only waits, 30 times longer if its core is taken
+# For matrices this small a second thread only waits, 30 times longer if its core is taken.
+torch.set_num_threads(1)
 settings.register_profile("minseal", deadline=None)  # a busy machine is no failure
 settings.load_profile("minseal")
 TINY = Path(__file__).parent.parent / "tiny_data" / "knowledge"
@@ -48,7 +47,7 @@ def gpt(make_gpt):
 
 @pytest.fixture
 def twins():
-    """twins(family, seed, **settings): a random transformers model and a GPT with the same settings and weights."""
+    """twins(family, seed, **settings): a random transformers model, and a GPT with its weights."""
 
     def make(family="llama", seed=0, **settings):
         config = GPTConfig(**{**SMALL, **settings})
@@ -77,7 +76,7 @@ def pretrained(_pretrained):
 
 @pytest.fixture
 def letters():
-    """letters(vocab_size, eot): a tokenizer without merges, token i is the i-th letter; texts and tokens are one to one."""
+    """letters(vocab_size, eot): a tokenizer in which token i is the i-th letter; eot is none."""
 
     def make(
         vocab_size=48, eot=47, alphabet="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -86,8 +85,7 @@ def letters():
             vocab_size=vocab_size,
             eot=eot,
             ends={eot},
-            decode=lambda ids: "".join(alphabet[i] for i in ids),
-            bytes_of=lambda i: alphabet[i].encode(),
+            decode=lambda ids: "".join(alphabet[i] for i in ids if i != eot),
         )
 
     return make

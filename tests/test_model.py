@@ -1,4 +1,4 @@
-"""GPT against transformers, against itself one document at a time, and against finite differences."""
+"""GPT against transformers, itself one document at a time, and finite differences."""
 
 import pytest
 import torch
@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minseal import GPT, GPTConfig
-from minseal.model import KVCache, positions_in_document, same_document
+from minseal.model import positions_in_document, same_document
+from minseal.sample import KVCache
 
-# float32 rounding of two orders of summation, for logits of size about 5; a wrong formula is off by 1e-2 and more.
+# float32 rounding of two orders of summation, logits of size about 5; a wrong formula is off by
+# 1e-2 and more.
 CLOSE = 1e-5
 
 FAMILIES = {
@@ -20,7 +22,8 @@ FAMILIES = {
         "llama",
         dict(n_kv_head=1, rope_theta=500.0, norm_eps=1e-2),
     ),
-    # Wavelengths here are 6, 29, 135, ... tokens: kept (below 64 / 4), blended, stretched (above 64 / 1).
+    # Wavelengths here are 6, 29, 135, ... tokens: kept (below 64 / 4), blended, stretched (above
+    # 64 / 1).
     "llama 3 rope scaling": ("llama", dict(rope_scaling=(8.0, 1.0, 4.0, 64))),
     "gpt2": (
         "gpt2",
@@ -103,9 +106,8 @@ runs_of_documents = st.lists(
 
 @given(runs_of_documents)
 def test_positions_restart_with_each_document(runs):
-    runs = [
-        run for i, run in enumerate(runs) if i == 0 or run[0] != runs[i - 1][0]
-    ]  # neighbours differ
+    # Neighbours differ.
+    runs = [run for i, run in enumerate(runs) if i == 0 or run[0] != runs[i - 1][0]]
     docs = torch.tensor([[number for number, n in runs for _ in range(n)]])
     assert positions_in_document(docs)[0].tolist() == [
         position for _, n in runs for position in range(n)
@@ -176,20 +178,58 @@ def test_a_document_longer_than_the_model_reads_is_refused_with_both_numbers(mak
         model(random_ids(1, 1), cache=cache)
 
 
-def test_a_row_may_be_longer_than_any_document_in_it(make_gpt):
+@ROPE_AND_LEARNED
+@torch.no_grad()
+def test_a_row_may_be_longer_than_the_model_reads_if_no_document_in_it_is(make_gpt, settings):
+    model, ids = make_gpt(block_size=10, **settings), random_ids(2, 30)
+    docs = torch.arange(3).repeat_interleave(10).expand(2, 30)
+    packed = model(ids, docs)
+    for i in range(3):
+        alone = model(ids[:, 10 * i : 10 * i + 10])
+        assert (packed[:, 10 * i : 10 * i + 10] - alone).abs().max() < CLOSE
+
+
+def test_one_too_long_document_among_short_ones_is_refused(make_gpt):
     model = make_gpt(block_size=10)
-    assert model(random_ids(1, 30), torch.arange(3).repeat_interleave(10)[None]).shape == (
-        1,
-        30,
-        48,
-    )
+    docs = torch.tensor([[0] * 10 + [1] * 10 + [2] * 5, [0] * 4 + [1] * 11 + [2] * 10])
+    with pytest.raises(ValueError, match=r"\b11\b.*\b10\b"):
+        model.hidden(random_ids(2, 25), docs)
+    model.hidden(random_ids(1, 25), docs[:1])
+
+
+@ROPE_AND_LEARNED
+@torch.no_grad()
+def test_a_cache_may_be_longer_than_the_model_reads_if_what_it_holds_is_padding(make_gpt, settings):
+    """Left padding counts for nothing; the row whose own tokens are too many is refused."""
+    model, ids = make_gpt(block_size=10, **settings), random_ids(2, 14)
+    docs = torch.tensor([[-1] * 8 + [0] * 6, [-1] * 5 + [0] * 9])
+    cache = KVCache(model, 2, 20)
+    got = model(ids, docs, cache)
+    assert (got[0, 8:] - model(ids[:1, 8:])[0]).abs().max() < CLOSE
+    model(random_ids(2, 1), cache=cache)  # 7 and 10 tokens
+    with pytest.raises(ValueError, match=r"\b11\b.*\b10\b"):
+        model(random_ids(2, 1), cache=cache)
+    docs[1] = torch.tensor([-1] * 3 + [0] * 11)
+    with pytest.raises(ValueError, match=r"\b11\b.*\b10\b"):
+        model(ids, docs, KVCache(model, 2, 20))
+
+
+def test_size_counts_a_tied_head_once(make_gpt):
+    tied, untied = make_gpt(tied=True), make_gpt()
+    attention = 32 * 48 * 2 + 32 * 24 * 2  # q and o, k and v
+    blocks = 2 * (attention + 3 * 32 * 56 + 2 * 32)
+    assert tied.size() == 48 * 32 + blocks + 32
+    assert untied.size() == tied.size() + 48 * 32
 
 
 @pytest.mark.parametrize(
     "name", ["llama, grouped-query, head_dim of its own, untied", "gpt2", "qwen2", "qwen3"]
 )
 def test_gradients_equal_central_differences(make_gpt, name):
-    """In float64, h = 1e-6: the difference quotient is off by h^2 (curvature) and 1e-16 / h (rounding), so 1e-7 is ample."""
+    """In float64, h = 1e-6: within 1e-7.
+
+    The difference quotient is off by h^2 (curvature) and 1e-16 / h (rounding): 1e-7 is ample.
+    """
     model, ids = make_gpt(**FAMILIES[name][1]).double(), random_ids(2, 12)
     docs = torch.tensor([[0] * 5 + [1] * 7, [-1] * 3 + [0] * 9])
     h = 1e-6
@@ -224,7 +264,10 @@ def test_fresh_weights_come_from_the_generator_alone():
 
 
 def test_fresh_weights_have_the_spread_of_gpt2():
-    """Standard deviations of 4096 draws and more: within 5 % (over four standard errors, 1 / sqrt(2 * 4096) = 1.1 %)."""
+    """Standard deviations of 4096 draws and more: within 5 %.
+
+    That is more than four standard errors, each 1 / sqrt(2 * 4096) = 1.1 %.
+    """
     model = GPT(GPTConfig(n_layer=2, n_embd=64, head_dim=16)).init_weights(
         torch.Generator().manual_seed(0)
     )

@@ -1,6 +1,8 @@
 """Sampling against a slow loop without a cache, against transformers, and against brute force."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ CONFIG = LoRAConfig(rank=4, alpha=8.0)
 
 @torch.no_grad()
 def slow_greedy(model, tokenizer, prompt, max_tokens, stop=None):
-    """One prompt, no cache, the whole text read anew for each token: (text, tokens read or written after the prompt)."""
+    """One prompt, no cache, all read anew for each token: (text, how many tokens were chosen)."""
     ids = list(prompt)
     for _ in range(max_tokens):
         ids.append(model(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size].argmax().item())
@@ -26,6 +28,11 @@ def slow_greedy(model, tokenizer, prompt, max_tokens, stop=None):
         if stop and stop in text:
             return text[: text.index(stop)], len(ids) - len(prompt)
     return text, max_tokens
+
+
+def only(state, k):
+    """Adapter k of an Adapters.state()."""
+    return {name: value[k : k + 1] if value.dim() else value for name, value in state.items()}
 
 
 def flat(texts):
@@ -52,7 +59,7 @@ def test_greedy_equals_a_slow_loop_token_for_token(make_gpt, letters, changes):
 
 
 def test_greedy_equals_generate_of_transformers(twins, letters):
-    """Without an end token, so that both write 30 tokens; prompts are padded on the left there as here."""
+    """Without an end token, so that both write 30 tokens; prompts are left-padded in both."""
     theirs, mine = twins(seed=2)
     T = max(len(p) for p in PROMPTS)
     ids = torch.tensor([[0] * (T - len(p)) + p for p in PROMPTS])
@@ -85,15 +92,14 @@ def test_greedy_equals_a_slow_loop_on_the_pretrained_model(pretrained):
 
 
 def test_a_text_does_not_depend_on_what_else_is_in_the_batch(gpt, letters):
-    """Texts of different lengths: rows leave the batch at different times, and the rest go on as if nothing happened."""
+    """Rows leave the batch at different times, and the rest go on as if nothing happened."""
     tokenizer, prompts = letters(eot=3), [[i % 48, (7 * i) % 48] for i in range(12)]
     sizes = forward_sizes(gpt)
     together = flat(sample(gpt, tokenizer, prompts, max_tokens=80, seed=4))
     assert sizes[0] == 12 and sizes[-1] < 6  # rows did leave
     assert len({len(text) for text in together}) > 5
-    for i in range(
-        12
-    ):  # text i keeps its place, and with it its random numbers; all others are as short as can be
+    # Text i keeps its place, and with it its random numbers; all others are as short as can be.
+    for i in range(12):
         crowd = [[0]] * i + [prompts[i]]
         assert flat(sample(gpt, tokenizer, crowd, max_tokens=80, seed=4))[i] == together[i]
 
@@ -154,7 +160,7 @@ def test_tokens_that_the_tokenizer_lacks_are_never_written(gpt, letters):
 
 
 def test_a_stop_string_ends_a_text_also_across_the_border_of_tokens(gpt, letters):
-    """Against the slow loop, and with as many passes as the slow loop writes tokens: it stops, it does not just cut."""
+    """As in the slow loop, and with as many passes: it stops, it does not just cut."""
     tokenizer = letters(eot=-1)
     free = slow_greedy(gpt, tokenizer, PROMPTS[2], 30)[0]
     stops = [free[i : i + n] for n in (1, 2, 3, 5) for i in (2, 9, 16)]
@@ -170,14 +176,9 @@ def test_a_stop_string_ends_a_text_also_across_the_border_of_tokens(gpt, letters
 def test_a_stop_string_inside_tokens_of_several_letters_cuts_inside_the_token(gpt, letters):
     tokenizer = letters(eot=-1)
     tokenizer.decode = lambda ids: "".join(f"{i:03d};" for i in ids)
-    tokenizer.bytes_of = lambda i: f"{i:03d};".encode()
     free = slow_greedy(gpt, tokenizer, PROMPTS[0], 20)[0]
-    for start, end in (
-        (6, 7),
-        (6, 9),
-        (15, 22),
-        (29, 31),
-    ):  # inside one token, over one border, over two, over one
+    # Inside one token, over one border, over two, over one.
+    for start, end in ((6, 7), (6, 9), (15, 22), (29, 31)):
         stop = free[start:end]
         expected, tokens = slow_greedy(gpt, tokenizer, PROMPTS[0], 20, stop)
         sizes = forward_sizes(gpt)
@@ -219,7 +220,7 @@ def test_each_group_of_prompts_answers_as_with_its_adapter_alone(gpt, letters, t
     alone = []
     for k in range(K):
         one = attach(gpt, 1, CONFIG)
-        one.load({name: value[k : k + 1] for name, value in state.items()})
+        one.load(only(state, k))
         alone += flat(
             sample(gpt, tokenizer, prompts, max_tokens=40, temperature=temperature, seed=1)
         )[2 * k : 2 * k + 2]
@@ -230,7 +231,7 @@ def test_each_group_of_prompts_answers_as_with_its_adapter_alone(gpt, letters, t
     )
 
 
-# ---- one token --------------------------------------------------------------------------------------------------------
+# ---- one token ----
 
 
 def frequencies(logits, temperature, top_p, n=50_000):
@@ -276,7 +277,10 @@ def test_temperature_zero_is_the_likeliest_token_whatever_the_dice():
     st.sampled_from([0.05, 0.3, 0.5, 0.8, 0.95]),
 )
 def test_top_p_keeps_the_smallest_set_with_that_probability(tenths, top_p):
-    """Brute force over all subsets: the fewest tokens that reach top_p, the likeliest such set; drawn in proportion."""
+    """Brute force over all subsets: the fewest tokens that reach top_p, the likeliest such set.
+
+    They are drawn in proportion.
+    """
     logits = torch.tensor(tenths) / 10
     p = torch.softmax(logits.double(), 0).tolist()
     subsets = [
@@ -303,7 +307,7 @@ def test_the_smallest_and_the_largest_die_never_draw_an_impossible_token():
 
 @pytest.mark.parametrize("spread", [0.1, 6.0], ids=["flat", "peaked"])
 def test_top_p_of_a_large_vocabulary_equals_sorting_all_of_it(spread):
-    """Only the likeliest thousand are ranked where they hold that probability (peaked), all where they do not (flat)."""
+    """Peaked: only the likeliest thousand are ranked, they hold top_p. Flat: all of them."""
     logits = spread * torch.randn(
         40, 5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
@@ -323,3 +327,12 @@ def test_top_p_of_a_large_vocabulary_equals_sorting_all_of_it(spread):
                 break
         wanted.append(i)
     assert choose(logits, dice, 1.0, 0.9).tolist() == wanted
+
+
+# ---- the name ----
+
+
+def test_minseal_sample_is_the_function_also_after_its_room_was_imported():
+    """Importing minseal.sample puts the room into the package, where the function has its name."""
+    code = "import minseal.rewards; from minseal import sample; assert callable(sample), sample"
+    subprocess.run([sys.executable, "-c", code], check=True)
