@@ -161,7 +161,7 @@ STEPS = ["a", "b 1", "b 2"]
 
 
 def test_wherever_the_log_ends_the_run_goes_on_to_the_same(tmp_path):
-    """A kill or a full disk may cut the log at any byte: here each seventh, and around line ends."""
+    """A kill or a full disk may cut the log at any byte: here each seventh, and line ends."""
     whole = Run(tmp_path / "whole", CONFIG)
     for step in STEPS:
         whole.step(step, lambda: trials(step))
