@@ -5,12 +5,15 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
 import minseal
-from minseal import GPT, GPTConfig
+from minseal import GPT, GPTConfig, Tokenizer
+from minseal.tasks.people import pretraining_text
+from minseal.tokenizer import train_ranks
 
 # For matrices this small a second thread only waits, 30 times longer if its core is taken.
 torch.set_num_threads(1)
@@ -72,6 +75,18 @@ def pretrained(_pretrained):
     """(model, tokenizer) of tiny_data/knowledge; the model is a copy, free to change."""
     model, tokenizer = _pretrained
     return copy.deepcopy(model), tokenizer
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """The folder of a model that knows nothing, for tests about the way and not the scores."""
+    folder, rng = tmp_path_factory.mktemp("models") / "untrained", np.random.default_rng(0)
+    tokenizer = Tokenizer(train_ranks("\n".join(pretraining_text(rng) for _ in range(200)), 400))
+    shape = {**SMALL, "n_layer": 1, "n_head": 2, "n_embd": 16, "head_dim": 8, "mlp_dim": 16}
+    config = GPTConfig(**{**shape, "vocab_size": tokenizer.vocab_size, "block_size": 1024})
+    model = GPT(config).init_weights(torch.Generator().manual_seed(0)).eval()
+    minseal.save(folder, model, tokenizer, {})
+    return str(folder)
 
 
 @pytest.fixture

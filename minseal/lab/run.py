@@ -190,8 +190,8 @@ class Run:
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
-    """Without what says nothing: None, and empty lists, words and objects."""
-    return {k: v for k, v in row.items() if v is not None and v not in ([], {}, "")}
+    """Without what says nothing: None, empty lists and objects. An empty text was written."""
+    return {k: v for k, v in row.items() if v is not None and v not in ([], {})}
 
 
 def _differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

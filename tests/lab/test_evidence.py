@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minseal.evidence import best_of_k, interval, paired, reliability
+from minseal.lab.evidence import best_of_k, interval, paired, reliability
 
 
 def simulated(true, noise, shape=(1500, 5, 3), seed=0):
-    """Scores of self-edits whose worth has standard deviation `true`, seen with `noise`; contexts differ by far more."""
+    """Scores of self-edits: worth (standard deviation `true`) and `noise`, contexts far apart."""
     rng, (C, E, _) = np.random.default_rng(seed), shape
     return (
         10 * rng.normal(size=(C, 1, 1))
@@ -20,11 +20,11 @@ def simulated(true, noise, shape=(1500, 5, 3), seed=0):
     )
 
 
-# ---- intervals ----------------------------------------------------------------------------------------------------------
+# ---- intervals ----
 
 
 def test_interval_equals_a_slow_bootstrap():
-    """Skewed values. The ends of two bootstraps of 4000 and 10000 resamples differ by a few hundredths of the width."""
+    """Skewed values. Ends of bootstraps of 4000 and 10000 resamples: some % of the width."""
     values = np.random.default_rng(1).exponential(size=25)
     rng, means = np.random.default_rng(2), []
     for _ in range(4000):
@@ -40,17 +40,16 @@ def test_interval_equals_a_slow_bootstrap():
 
 
 def test_interval_of_many_values_is_the_normal_one():
-    """Half a width within 5 %: the bootstrap's percentiles of 10000 resamples, and 1 / 400 for the skew that is left."""
+    """Half a width within 5 %: percentiles of 10000 resamples, and 1 / 400 for the skew left."""
     values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
     mean, (low, high) = interval(values)
     half = 1.96 * values.std() / math.sqrt(400)
-    assert high - mean == pytest.approx(half, rel=0.05) and mean - low == pytest.approx(
-        half, rel=0.05
-    )
+    assert high - mean == pytest.approx(half, rel=0.05)
+    assert mean - low == pytest.approx(half, rel=0.05)
 
 
 def test_the_interval_holds_the_truth_95_times_in_100():
-    """400 samples of 40 rewards like an exam's, quarters from 0 to 1; a bootstrap of so few values is a little narrow."""
+    """400 samples of 40 exam rewards, quarters from 0 to 1; bootstraps of few are narrow."""
     rng, odds = np.random.default_rng(0), [0.3, 0.2, 0.2, 0.2, 0.1]
     truth, held = np.dot(odds, [0, 0.25, 0.5, 0.75, 1]), 0
     for i in range(400):
@@ -77,37 +76,34 @@ def test_pairs_are_kept():
     a, b = contexts + 1 + 0.2 * rng.normal(size=200), contexts
     mean, (low, high) = paired(a, b)
     assert mean == pytest.approx(np.mean(a - b), rel=1e-9)
-    half = (
-        1.96 * np.std(a - b) / math.sqrt(200)
-    )  # within 10 %, see the normal one above (half as many values)
-    assert high - mean == pytest.approx(half, rel=0.1) and mean - low == pytest.approx(
-        half, rel=0.1
-    )
+    half = 1.96 * np.std(a - b) / math.sqrt(200)
+    # Within 10 %, see the normal one above (half as many values).
+    assert high - mean == pytest.approx(half, rel=0.1)
+    assert mean - low == pytest.approx(half, rel=0.1)
     back, (back_low, back_high) = paired(b, a)
     assert (back, back_low, back_high) == pytest.approx((-mean, -high, -low), rel=1e-9)
 
 
-# ---- reliability --------------------------------------------------------------------------------------------------------
+# ---- reliability ----
 
 
 @pytest.mark.parametrize("true, noise, runs", [(1, 1, 3), (1, 2, 3), (2, 1, 2), (0.4, 1, 5)])
 def test_reliability_of_known_variances(true, noise, runs):
-    """Over 1500 contexts of 5 self-edits a variance component is off by some 2 %, so 0.05 is ample."""
+    """Of 1500 contexts of 5 self-edits a variance component is off by some 2 %: 0.05 is ample."""
     one, mean = reliability(simulated(true, noise, (1500, 5, runs)))
     assert one == pytest.approx(true**2 / (true**2 + noise**2), abs=0.05)
     assert mean == pytest.approx(true**2 / (true**2 + noise**2 / runs), abs=0.05)
 
 
 def test_the_reliability_of_a_mean_is_its_correlation_with_a_second_mean():
-    """What the number is for, without any formula of variances: two halves of the runs, ranked within contexts."""
+    """What the number is for, without variances: two halves of the runs, ranked within contexts."""
     scores = simulated(1, 2, (3000, 5, 6))
     halves = [
         half.mean(2) - half.mean((1, 2))[:, None] for half in (scores[:, :, :3], scores[:, :, 3:])
     ]
     correlation = np.corrcoef(halves[0].ravel(), halves[1].ravel())[0, 1]
-    assert reliability(scores[:, :, :3])[1] == pytest.approx(
-        correlation, abs=0.05
-    )  # either is off by 0.02
+    # Either is off by 0.02.
+    assert reliability(scores[:, :, :3])[1] == pytest.approx(correlation, abs=0.05)
 
 
 def test_pure_noise_has_reliability_zero():
@@ -128,7 +124,7 @@ def test_differences_between_contexts_count_for_nothing():
 @pytest.mark.parametrize("score", [0.5, 0.1, 0.7, 1 / 3])
 @pytest.mark.parametrize("shape", [(4, 3, 2), (5, 7, 3), (16, 8, 3)], ids=str)
 def test_reliability_of_equal_scores_is_unknown(score, shape):
-    """Whatever the score: the mean of three times 0.1 is not 0.1, and that is no difference between self-edits."""
+    """Whatever the score: the mean of three times 0.1 is not 0.1, which ranks no self-edit."""
     assert all(math.isnan(x) for x in reliability(np.full(shape, score)))
 
 
@@ -143,11 +139,11 @@ def test_reliability_without_anything_to_compare_is_no_number(shape):
     assert all(math.isnan(x) for x in got)
 
 
-# ---- best of k ----------------------------------------------------------------------------------------------------------
+# ---- best of k ----
 
 
 def slow_best_of_k(scores):
-    """Scores as nested lists: choose by one run, look at the others; ties count with the mean of the tied."""
+    """Nested lists: choose by one run, look at the others; ties count with the mean of the tied."""
     everything, seen, unseen = [], [], []
     for context in scores:
         for edit in context:
@@ -173,7 +169,7 @@ def test_best_of_k_equals_slow_loops(shape, seed):
 
 
 def test_the_best_of_pure_noise_is_worth_the_mean_on_new_runs():
-    """1500 contexts: standard errors of 0.015 and less. In sample it looks like the largest of five normal numbers, 1.163."""
+    """1500 contexts: standard errors up to 0.015. In sample: the largest of five normals, 1.163."""
     noise = simulated(0, 1) - simulated(0, 0)  # the same contexts, taken off again
     worth = best_of_k(noise)
     assert worth["held out"] == pytest.approx(worth["mean"], abs=0.05)
@@ -188,7 +184,7 @@ def test_without_noise_in_sample_and_held_out_agree():
 
 
 def test_the_gain_of_the_best_shrinks_by_the_reliability():
-    """For normal scores the held-out gain is the in-sample gain times the reliability of one run; 0.05 as above."""
+    """Normal scores: the held-out gain is the in-sample gain times the reliability of one run."""
     scores = simulated(1, 2) - simulated(0, 0)
     worth, (one, _) = best_of_k(scores), reliability(scores)
     gain, honest = worth["in sample"] - worth["mean"], worth["held out"] - worth["mean"]

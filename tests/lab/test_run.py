@@ -1,0 +1,361 @@
+"""The run folder: every step once, whatever happens in between."""
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from minseal import UserError
+from minseal.lab.run import Arm, Run
+from minseal.outer import Trial
+
+CONFIG = {"seed": 1, "data": "x", "inner": {"lr": 0.1, "epochs": 2}, "shape": (1, 2)}
+
+
+def trials(step, n=2):
+    """What a step finds out: texts as models write them, the empty one among them."""
+    rng = random.Random(step)
+    texts = [f'{step}\n"é \u2028\x85\\ {i}' for i in range(n - 1)] + [""]
+    return [
+        Trial(str(i), rng.random(), text, i, rng.random(), ["a", ""], [1.0, 0.0], None, {"lr": 0.1})
+        for i, text in enumerate(texts)
+    ]
+
+
+def never():
+    raise AssertionError("computed again")
+
+
+def events(folder):
+    """The log without the times that the steps took."""
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def tree(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(Path(folder).rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_a_step_is_computed_once(tmp_path):
+    def tell(step, new):
+        told.append((step.name, new, len(step.trials)))
+
+    run, told = Run(tmp_path / "r", CONFIG, tell), []
+    assert run.step("a", lambda: trials("a")) == trials("a") == run.step("a", never)
+    again = Run(tmp_path / "r", CONFIG, tell)
+    assert again.step("a", never) == trials("a")
+    assert again.step("b", list) == [] == again.step("b", never)
+    assert list(Run(tmp_path / "r").steps) == ["a", "b"]
+    assert Run(tmp_path / "r").config == json.loads(json.dumps(CONFIG))
+    # Every step is told, computed or read back.
+    a, b = ("a", True, 2), ("b", True, 0)
+    assert told == [a, ("a", False, 2), ("a", False, 2), b, ("b", False, 0)]
+
+
+@pytest.mark.parametrize("value", [0, None, "é\n\u2028", [], {}, [[0.1], []], {"a": {"b": [1]}}])
+def test_what_json_can_hold_is_computed_once(tmp_path, value):
+    assert Run(tmp_path / "r", CONFIG).step("a", lambda: value) == value
+    assert Run(tmp_path / "r", CONFIG).step("a", never) == value
+
+
+def test_tensors_are_computed_once(tmp_path):
+    tensors = {"A": torch.randn(2, 3), "B": torch.arange(3)}
+    first = Run(tmp_path / "r", CONFIG).step("round 1 M-step", lambda: tensors)
+    again = Run(tmp_path / "r", CONFIG).step("round 1 M-step", never)
+    for got in (first, again):
+        assert set(got) == set(tensors)
+        assert all(torch.equal(got[k], tensors[k]) for k in tensors)
+
+
+def test_a_run_in_memory_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run(None, CONFIG)
+    for _ in range(2):
+        assert run.step("a", lambda: trials("a")) == trials("a")
+        assert run.step("m", lambda: {"x": torch.ones(1)})["x"].item() == 1
+    assert run.step("a", never) and run.step("m", never) and not list(tmp_path.iterdir())
+
+
+def test_arms_are_read_back_as_they_were_declared_in_the_order_of_measurement(tmp_path):
+    run = Run(tmp_path / "r", CONFIG)
+    arms = [
+        Arm("z"),
+        Arm("y 1", over="z", series="y", at=1, rival=True),
+        Arm("a", "z", ("y", "q"), 0),
+    ]
+    for arm in arms:
+        run.step(arm.name, lambda: trials(arm.name), arm)
+        run.step(f"after {arm.name}", list)
+    for there in (run, Run(tmp_path / "r")):
+        assert [step.arm for step in there.arms()] == arms
+        assert [step.trials for step in there.arms()] == [trials(arm.name) for arm in arms]
+
+
+def test_steps_under_a_prefix_are_found_by_their_labels(tmp_path):
+    run = Run(tmp_path / "r", CONFIG)
+    loop = run.under("round", loop="round")
+    loop.step("1 M-step", list)
+    loop.under("1", round=1).step("in training", lambda: {"reward": 0.5})
+    run.step("round", list)
+    for there in (run, Run(tmp_path / "r")):
+        assert list(there.steps) == ["round 1 M-step", "round 1 in training", "round"]
+        names = lambda **labels: [step.name for step in there.labelled(**labels)]
+        assert names(loop="round") == ["round 1 M-step", "round 1 in training"]
+        assert names(loop="round", round=1) == ["round 1 in training"]
+        assert names(loop="control") == names(round=2) == [] and len(names()) == 3
+
+
+def test_a_lost_checkpoint_is_computed_again(tmp_path):
+    Run(tmp_path / "r", CONFIG).step("m", lambda: {"x": torch.ones(1)})
+    (lost,) = (tmp_path / "r" / "checkpoints").iterdir()
+    lost.unlink()
+    assert Run(tmp_path / "r", CONFIG).step("m", lambda: {"x": torch.zeros(1)})["x"].item() == 0
+    assert Run(tmp_path / "r", CONFIG).step("m", never)["x"].item() == 0
+
+
+def test_killed_between_saving_tensors_and_logging_them(tmp_path, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    Run(tmp_path / "r", CONFIG).step("a", list)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Run, "_log", killed)
+        Run(tmp_path / "r", CONFIG).step("m", lambda: {"x": torch.ones(1)})
+    assert Run(tmp_path / "r", CONFIG).step("m", lambda: {"x": torch.ones(1)})["x"].item() == 1
+    assert list(Run(tmp_path / "r").steps) == ["a", "m"]
+
+
+def test_seconds_count_each_step_once(tmp_path):
+    run = Run(tmp_path / "r", CONFIG)
+    run.step("a 1", lambda: time.sleep(0.05) or [])
+    run.step("a 2", list)
+    run.step("a 1", never)
+    assert 0.05 <= run.seconds() < 5
+    assert run.seconds() == sum(step.seconds for step in run.steps.values())
+    assert Run(tmp_path / "r").seconds() == run.seconds()  # the report made again says the same
+
+
+def test_a_step_that_fails_leaves_nothing_of_itself(tmp_path):
+    run = Run(tmp_path / "r", CONFIG)
+    run.step("a", lambda: trials("a"))
+    before = tree(tmp_path / "r")
+    with pytest.raises(ZeroDivisionError):
+        run.step("b", lambda: 1 / 0)
+    assert tree(tmp_path / "r") == before and list(run.steps) == ["a"]
+
+
+# ---- kills ----
+
+STEPS = ["a", "b 1", "b 2"]
+
+
+def test_wherever_the_log_ends_the_run_goes_on_to_the_same(tmp_path):
+    """A kill or a full disk may cut the log at any byte: here each seventh, and line ends."""
+    whole = Run(tmp_path / "whole", CONFIG)
+    for step in STEPS:
+        whole.step(step, lambda: trials(step))
+    log = (tmp_path / "whole" / "events.jsonl").read_bytes()
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.json").write_bytes((tmp_path / "whole" / "config.json").read_bytes())
+    line_ends = [i for i in range(len(log) + 1) if b"\n" in log[max(0, i - 2) : i + 1]]
+    for end in sorted({*range(0, len(log), 7), *line_ends, len(log)}):
+        (tmp_path / "r" / "events.jsonl").write_bytes(log[:end])
+        for _ in range(2):  # the second time finds everything done
+            run = Run(tmp_path / "r", CONFIG)
+            got = [run.step(step, lambda: trials(step)) for step in STEPS]
+            assert got == [trials(step) for step in STEPS], end
+        names = [e.get("done", e.get("step")) for e in events(tmp_path / "r")]
+        assert names == [step for step in STEPS for _ in range(3)], end
+
+
+def test_reading_alone_repairs_nothing(tmp_path):
+    Run(tmp_path / "r", CONFIG).step("a", lambda: trials("a"))
+    with open(tmp_path / "r" / "events.jsonl", "a") as f:
+        f.write('{"step": "b", "reward": 1}\n{"step": "b", "rew')
+    before = tree(tmp_path / "r")
+    assert Run(tmp_path / "r").steps.keys() == {"a"}
+    assert tree(tmp_path / "r") == before
+
+
+@pytest.mark.parametrize(
+    "moment", ["minseal.lab.run.Run.write", "os.replace", "minseal.lab.run.Run._log"]
+)
+def test_killed_before_the_first_step_is_as_if_never_begun(tmp_path, monkeypatch, moment):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(moment, killed)
+        Run(tmp_path / "r", CONFIG).step("a", lambda: trials("a"))
+    assert Run(tmp_path / "r", CONFIG).step("b", list) == []
+
+
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_run import slow_steps
+folder, rng = Path(sys.argv[2]), random.Random(0)
+size = lambda: sum(p.stat().st_size for p in folder.rglob("*.jsonl"))
+for _ in range(5):
+    before, child = size(), os.fork()
+    if child == 0:
+        slow_steps(folder)
+        os._exit(0)
+    while size() <= before:  # at least one more step
+        time.sleep(.001)
+    time.sleep(rng.uniform(0, .025))
+    os.kill(child, signal.SIGKILL)
+    print(os.waitpid(child, 0)[1])
+"""
+
+
+def slow_steps(folder):
+    """Twenty steps of 10 ms, each third one with tensors."""
+
+    def work(result):
+        time.sleep(0.01)
+        return result
+
+    run, out = Run(folder, CONFIG), []
+    for i in range(20):
+        if i % 3 == 2:
+            state = run.step(f"step {i}", lambda: work({"x": torch.full((50,), float(i))}))
+            out.append(state["x"].tolist())
+        else:
+            out.append(run.step(f"step {i}", lambda: work(trials(i))))
+    return out
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_sigkill_at_random_moments(tmp_path):
+    # A process of its own does the forking: one that has run parallel tensor work must not.
+    command = [sys.executable, "-c", KILLER, str(Path(__file__).parent), str(tmp_path / "r")]
+    killer = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert killer.stdout.split() == ["9"] * 5, killer.stderr  # all five died of it
+    assert slow_steps(tmp_path / "r") == slow_steps(tmp_path / "whole")
+    assert events(tmp_path / "r") == events(tmp_path / "whole")
+    # A kill may leave a temporary file behind, and nothing else.
+    left = [p for p in tree(tmp_path / "r") if not p.endswith(".tmp")]
+    assert left == list(tree(tmp_path / "whole"))
+
+
+# ---- another configuration, another folder ----
+
+
+@pytest.mark.parametrize(
+    "changes, told, untold",
+    [
+        ({"seed": 2}, ["seed is 1 there, 2 here"], ["data", "lr"]),
+        (
+            {"seed": 2, "data": "y"},
+            ["seed is 1 there, 2 here", "data is 'x' there, 'y' here"],
+            ["lr"],
+        ),
+        (
+            {"inner": {"lr": 0.2, "epochs": 2}},
+            ["inner.lr is 0.1 there, 0.2 here"],
+            ["epochs", "seed"],
+        ),
+        (
+            {"inner": {"lr": 0.1, "epochs": 2, "rank": 4}},
+            ["inner.rank", "4 here"],
+            ["epochs", "lr"],
+        ),
+        ({"new": None, "seed": 3}, ["seed is 1 there, 3 here"], ["data"]),
+        ({"shape": (1, 3)}, ["shape is [1, 2] there, [1, 3] here"], ["seed"]),
+    ],
+)
+def test_another_configuration_is_refused_and_changes_nothing(tmp_path, changes, told, untold):
+    Run(tmp_path / "r", CONFIG).step("a", lambda: trials("a"))
+    before = tree(tmp_path / "r")
+    with pytest.raises(UserError) as e:
+        Run(tmp_path / "r", {**CONFIG, **changes})
+    assert len(str(e.value).splitlines()) == 1 and all(t in str(e.value) for t in told)
+    assert not any(f"{u} is" in str(e.value) for u in untold)
+    assert tree(tmp_path / "r") == before
+
+
+def test_a_foreign_folder_and_a_file_are_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    (tmp_path / "file").write_text("mine")
+    before = tree(tmp_path)
+    for name in ("photos", "file"):
+        for config in (CONFIG, None):
+            with pytest.raises(UserError, match=name):
+                Run(tmp_path / name, config)
+    with pytest.raises(UserError, match="file"):
+        Run(tmp_path / "file" / "below", CONFIG).step("a", lambda: trials("a"))
+    with pytest.raises(UserError, match="missing"):
+        Run(tmp_path / "missing")
+    assert tree(tmp_path) == before and not (tmp_path / "missing").exists()
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    assert Run(tmp_path, CONFIG).step("a", lambda: trials("a")) == trials("a")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[1]", b"3", b"null", bytes(range(256))],
+    ids=["empty", "half", "list", "number", "null", "binary"],
+)
+@pytest.mark.parametrize("config", [CONFIG, None], ids=["run", "report"])
+def test_a_damaged_config_is_refused(tmp_path, content, config):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match="config.json") as e:
+        Run(tmp_path, config)
+    assert len(str(e.value).splitlines()) == 1
+    assert tree(tmp_path) == {"config.json": content}
+
+
+# ---- failing writes ----
+
+
+@pytest.mark.parametrize("broken", ["open", "os.fsync", "os.replace", "write_text", "torch.save"])
+def test_a_full_disk_is_told_and_loses_no_earlier_step(tmp_path, monkeypatch, broken):
+    run = Run(tmp_path / "r", CONFIG)
+    run.step("a", lambda: trials("a"))
+    run.step("m", lambda: {"x": torch.ones(3)})
+    run.write("report.md", "old")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    where = {"open": "builtins.open", "write_text": "pathlib.Path.write_text"}.get(broken, broken)
+    with monkeypatch.context() as m:
+        m.setattr(where, full)
+        actions = {
+            "log": lambda: run.step("b", lambda: trials("b")),
+            "tensors": lambda: run.step("n", lambda: {"x": torch.zeros(3)}),
+            "text": lambda: run.write("report.md", "new"),
+        }
+        failed = []
+        for name, action in actions.items():
+            try:
+                action()
+            except UserError as e:
+                failed.append(name)
+                assert "No space left" in str(e) and str(tmp_path) in str(e)
+                assert len(str(e).splitlines()) == 1
+    hit = {"open": "log", "os.fsync": "log", "torch.save": "tensors"}.get(broken, "text")
+    assert hit in failed
+    assert not list((tmp_path / "r").rglob("*.tmp"))
+    again = Run(tmp_path / "r", CONFIG)
+    assert again.step("a", never) == trials("a")
+    assert again.step("m", never)["x"].tolist() == [1, 1, 1]
+    assert again.step("b", lambda: trials("b")) == trials("b")
+    assert again.step("n", lambda: {"x": torch.zeros(3)})["x"].tolist() == [0, 0, 0]
+    assert (tmp_path / "r" / "report.md").read_text() == ("old" if "text" in failed else "new")
