@@ -10,7 +10,7 @@ import numpy as np
 from ..config import ModelConfig
 from ..files import UserError
 from ..inner import InnerConfig
-from ..lab.lab import Lab, Opened, experiment
+from ..lab.lab import Lab, experiment
 from ..lab.run import Run, Step
 from ..open_models.load import load
 from ..outer import OuterConfig, Trial
@@ -65,7 +65,7 @@ def task_of(config: KnowledgeConfig, tokenizer: Tokenizer, style: str) -> Knowle
 # ---- what is opened ------------------------------------------------------------------------------
 
 
-def people(config: KnowledgeConfig) -> Opened:
+def people(config: KnowledgeConfig, run: Run) -> Lab:
     """The model, and passages: disjoint ones to train on and to hold out."""
     policy, tokenizer = load(config.model, config.device, config.dtype)
     task = task_of(config, tokenizer, config.prompt)
@@ -77,7 +77,7 @@ def people(config: KnowledgeConfig) -> Opened:
         if n > (reads := policy.config.block_size):
             told = f"passage {passage.id!r} needs {n} tokens with what is written after it"
             raise UserError(f"{told}; the model reads {reads}: lower --edit-tokens")
-    return Opened(policy, task, train, held_out)
+    return Lab(policy, task, train, held_out, run, config.inner, config.outer, config.seed)
 
 
 def split(config: KnowledgeConfig) -> tuple[list[Passage], list[Passage]]:

@@ -32,36 +32,25 @@ from ..sample import sample
 from ..selfedit import SelfEdit, Task
 from .run import Arm, Run, Step
 
-
-@dataclass
-class Opened:
-    """What an experiment's settings open: `open(config) -> Opened`."""
-
-    policy: GPT
-    task: Task
-    train: list[Any]  # contexts of the outer loop
-    held_out: list[Any]  # contexts on which every arm is measured
-
-
 Edits = list[Edit] | Callable[[Any], SelfEdit]
 Draw = int | str | tuple[int | str, ...]  # names the luck of a sampling, whatever else is drawn
 OWN = 99  # the draw of the policy's own self-edits: a number that no round has
 
 
+@dataclass
 class Lab:
-    """What arms are made of. seed: of everything drawn."""
+    """What arms are made of. An experiment's settings open one: `open(config, run) -> Lab`."""
 
-    def __init__(
-        self,
-        opened: Opened,
-        run: Run,
-        inner: InnerConfig = InnerConfig(),
-        outer: OuterConfig = OuterConfig(),
-        seed: int = 0,
-    ) -> None:
-        self.policy, self.task, self.run = opened.policy, opened.task, run
-        self.train, self.held_out = opened.train, opened.held_out
-        self.inner, self.outer, self.seed = inner, outer, seed
+    policy: GPT
+    task: Task
+    train: list[Any]  # contexts of the outer loop
+    held_out: list[Any]  # contexts on which every arm is measured
+    run: Run
+    inner: InnerConfig = InnerConfig()
+    outer: OuterConfig = OuterConfig()
+    seed: int = 0  # of everything drawn
+
+    def __post_init__(self) -> None:
         self.original = {k: v.clone() for k, v in self.policy.state_dict().items()}
 
     def arm(self, name: str, measure: Callable[[], list[Trial]], **declared: Any) -> list[Trial]:
@@ -229,7 +218,7 @@ class Experiment:
     name: str
     settings: type
     walk: Callable[[Lab, Any], None]
-    open: Callable[[Any], Opened]
+    open: Callable[[Any, Run], Lab]
     score: str = "share of the exam"  # what the score is
     # Further keys of an arm's row in results.json, and of results.json itself.
     describe: Callable[[Run, Step], Results] = lambda run, step: {}
@@ -245,7 +234,9 @@ class Experiment:
 EXPERIMENTS: dict[str, Experiment] = {}
 
 
-def experiment(name: str, settings: type, open: Callable[[Any], Opened], **shown: Any) -> Callable:
+def experiment(
+    name: str, settings: type, open: Callable[[Any, Run], Lab], **shown: Any
+) -> Callable:
     """Declare the function below as an experiment; shown: the other fields of Experiment."""
 
     def declare(walk: Callable[[Lab, Any], None]) -> Callable[[Lab, Any], None]:
@@ -257,12 +248,10 @@ def experiment(name: str, settings: type, open: Callable[[Any], Opened], **shown
 
 def walk(experiment: Experiment, config: Any, run: Run, say: Callable[[str], None] = print) -> None:
     """Go through an experiment, every step by way of `run`."""
-    opened = experiment.open(config)
-    train, held_out = len(opened.train), len(opened.held_out)
-    size = f"{opened.policy.size() / 1e6:.2f} M parameters"
-    say(f"{size}, {train} contexts to train on, {held_out} held out")
-    outer = getattr(config, "outer", OuterConfig())
-    experiment.walk(Lab(opened, run, config.inner, outer, config.seed), config)
+    lab = experiment.open(config, run)
+    contexts = f"{len(lab.train)} contexts to train on, {len(lab.held_out)} held out"
+    say(f"{lab.policy.size() / 1e6:.2f} M parameters, {contexts}")
+    experiment.walk(lab, config)
 
 
 def settings_of(experiment: Experiment, config: Any) -> dict[str, Any]:
