@@ -64,9 +64,6 @@ def fixed_directives(config: PuzzleConfig) -> Directives:
     return Directives(names, "outputs", config.inner.lr, config.inner.epochs)
 
 
-# ---- what is opened ------------------------------------------------------------------------------
-
-
 def puzzles(config: PuzzleConfig, run: Run) -> Lab:
     """The model, and puzzles: disjoint ones to train on and to hold out."""
     policy, tokenizer = load(config.model, config.device, config.dtype)

@@ -14,7 +14,7 @@ plots and results.json come from it.
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from ..selfedit import SelfEdit, Task
 from .run import Arm, Run, Step
 
 Edits = list[Edit] | Callable[[Any], SelfEdit]
+Results = dict[str, Any]
 Draw = int | str | tuple[int | str, ...]  # names the luck of a sampling, whatever else is drawn
 OWN = 99  # the draw of the policy's own self-edits: a number that no round has
 
@@ -71,8 +72,6 @@ class Lab:
         other.task = task
         return other
 
-    # ---- what an arm measures
-
     def write(self, contexts: list[Any], draw: Draw = OWN) -> list[str]:
         """The policy's self-edit of each context; another draw gives others."""
         return [text for (text,) in self.write_many(contexts, 1, draw)]
@@ -109,8 +108,6 @@ class Lab:
             trials += [Trial(c.id, **vars(o)) for c, o in zip(part, outcomes)]
         return trials
 
-    # ---- what stays
-
     def learn_for_good(
         self,
         name: str,
@@ -138,7 +135,6 @@ class Lab:
     def outer_loop(
         self,
         name: str,
-        outer: OuterConfig | None = None,
         improve: Improve | None = None,
         reward: Reward | None = None,
         follow: bool = False,
@@ -146,22 +142,23 @@ class Lab:
     ) -> list[Tried]:
         """The outer loop; after each round an arm `name r`, the policy's own held-out self-edits.
 
-        declared: of these arms; of the last one only: rival. follow: from round 2 on the gain is
-        taken over the round before.
+        declared: fields of OuterConfig that are others here (select="random"), and of these arms;
+        rival: the last one is. follow: from round 2 on the gain is over the round before.
         """
-        outer, run = outer or self.outer, self.run.under(name, loop=name)
+        ours = {f.name for f in fields(OuterConfig)} & declared.keys()
+        outer = replace(self.outer, **{key: declared.pop(key) for key in ours})
+        run, rival = self.run.under(name, loop=name), declared.pop("rival", False)
 
         def measure(r: int, tried: Tried) -> None:
             run.under(str(r), round=r).step("in training", lambda: summarise_round(tried))
-            arm = {"series": name, **declared, "at": r}
-            arm["rival"] = arm.get("rival", False) and r == outer.rounds
+            arm = {"series": name, **declared, "at": r, "rival": rival and r == outer.rounds}
             if follow and r > 1:
                 arm["over"] = f"{name} {r - 1}"
             self.arm(f"{name} {r}", lambda: self.study_own(self.held_out), **arm)
 
-        loop = partial(outer_loop, self.policy, self.task, self.train, outer, self.inner)
-        how = dict(reward=reward, improve=improve, seed=self.seed)
-        return loop(**how, step=run.step, on_round=measure)
+        how = dict(reward=reward, improve=improve, step=run.step, on_round=measure)
+        setting = self.policy, self.task, self.train, outer, self.inner
+        return outer_loop(*setting, seed=self.seed, **how)
 
     def reliability(self, history: list[Tried], n: int) -> None:
         """The self-edits of n contexts of round 1 under other first weights: is the reward luck?"""
@@ -203,12 +200,6 @@ def restore_policy(model: GPT, folder: str) -> None:
     except (ValueError, KeyError, RuntimeError) as e:
         made = run.config.get("model")
         raise UserError(f"{folder} holds the policy of another model ({made}): {e}") from None
-
-
-# ---- experiments ---------------------------------------------------------------------------------
-
-
-Results = dict[str, Any]
 
 
 @dataclass(frozen=True)
