@@ -211,6 +211,7 @@ class Experiment:
     walk: Callable[[Lab, Any], None]
     open: Callable[[Any, Run], Lab]
     score: str = "share of the exam"  # what the score is
+    places: str = "round"  # what the places of a series are
     # Further keys of an arm's row in results.json, and of results.json itself.
     describe: Callable[[Run, Step], Results] = lambda run, step: {}
     conclude: Callable[[Run, Results], Results] = lambda run, results: {}
