@@ -87,6 +87,14 @@ def test_a_run_in_memory_writes_nothing(tmp_path, monkeypatch):
     assert run.step("a", never) and run.step("m", never) and not list(tmp_path.iterdir())
 
 
+def test_a_file_may_be_written_before_the_first_step(tmp_path):
+    run = Run(tmp_path / "r", CONFIG)
+    run.write("puzzles.json", "{}")
+    assert run.step("a", list) == [] and (tmp_path / "r" / "puzzles.json").read_text() == "{}"
+    assert list(Run(tmp_path / "r", CONFIG).steps) == ["a"]
+    Run(None, CONFIG).write("puzzles.json", "{}")  # a run in memory has no files
+
+
 def test_arms_are_read_back_as_they_were_declared_in_the_order_of_measurement(tmp_path):
     run = Run(tmp_path / "r", CONFIG)
     arms = [
@@ -189,7 +197,7 @@ def test_reading_alone_repairs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "moment", ["minseal.lab.run.Run.write", "os.replace", "minseal.lab.run.Run._log"]
+    "moment", ["minseal.lab.run.write_whole", "os.replace", "minseal.lab.run.Run._log"]
 )
 def test_killed_before_the_first_step_is_as_if_never_begun(tmp_path, monkeypatch, moment):
     def killed(*args):
