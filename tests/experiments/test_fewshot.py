@@ -17,10 +17,11 @@ from minseal.lab.table import conclusions, summarise, text_report, write_report
 from minseal.outer import MStepConfig
 from minseal.tasks import rules
 from minseal.tasks.arc import Pair, Puzzle, to_json, to_text
-from minseal.tasks.fewshot import Directives, voters
+from minseal.tasks.fewshot import GRID_END, Directives, voters
 
 SHIPPED = Path(__file__).parents[2] / "tiny_data" / "fewshot"
 FEWSHOT = EXPERIMENTS["fewshot"]
+NOWHERE = Run("nowhere", {})  # nothing is written before the first step
 FAST = InnerConfig(lr=6e-3, epochs=1, batch=4, rank=2, alpha=4.0)
 SMALL = FewShotConfig(
     eval_contexts=4,
@@ -32,7 +33,7 @@ SMALL = FewShotConfig(
     outer=OuterConfig(
         rounds=2, contexts=3, samples=3, select="all-best", m_step=MStepConfig(epochs=1)
     ),
-    solvable="no",
+    solvable=False,
 )
 FIRST, LAST = "first self-edits, last weights", "last self-edits, first weights"
 BELOW, ABOVE = ["in context", "own self-edits"], [FIRST, LAST, "best constant"]
@@ -109,7 +110,7 @@ def test_attribution_arms_have_the_texts_that_their_names_say(finished):
     assert len(chosen) == 1
     # First weights: what the first policy's weights give to the same texts; last weights: what
     # those of the policy give with which the run ended.
-    opened = puzzles(SMALL)
+    opened = puzzles(SMALL, NOWHERE)
     for arm in (LAST, FIRST):
         if arm == FIRST:
             restore_policy(opened.policy, run.folder)
@@ -163,7 +164,7 @@ def test_stopped_and_resumed_gives_the_same(finished, tmp_path):
 def test_only_puzzles_that_the_oracle_solves_are_held_out_and_the_others_counted(tmp_path):
     config = replace(
         SMALL,
-        solvable="yes",
+        solvable=True,
         eval_contexts=3,
         train_puzzles=8,
         control=False,
@@ -258,7 +259,7 @@ def test_what_an_arm_says_of_its_self_edits_by_hand(tmp_path):
 
 
 def test_with_a_vote_each_arm_says_what_one_and_two_answers_solve(tmp_path):
-    """Twelve views: seven votes for a wrong grid, five for the right one, each as its view turns."""
+    """Twelve views: seven votes for a wrong grid, five for the right one, turned as views are."""
     run = made_up(tmp_path / "run", vote=2)
     views = voters(2)
     assert len(views) == 12
@@ -285,7 +286,7 @@ def test_puzzles_from_a_file_go_the_whole_way(tmp_path):
         SMALL,
         data=write_puzzles(tmp_path / "puzzles.json", some),
         eval_contexts=None,
-        solvable="auto",
+        solvable=None,
         prompt="paper",
         vote=1,
         outer=replace(SMALL.outer, rounds=1, contexts=40),
@@ -310,11 +311,11 @@ LONELY = replace(SOME[0], id="lonely", demonstrations=SOME[0].demonstrations[:1]
 @pytest.mark.parametrize(
     "some, options, message",
     [
-        (SOME[:1], {}, "not enough puzzles: 0 to train on and 1 to hold out"),
+        (SOME[:1], {}, "not enough puzzles: 0 to train on, 1 to hold out"),
         (
             [*SOME, LONG],
             {},
-            "puzzle long needs .* tokens; the model reads 16384: leave .* with --most-tokens",
+            "puzzle long needs .* tokens; the model reads 16384: --most-tokens 16384 leaves it out",
         ),
         ([*SOME, BLIND], {}, "puzzle blind, test 1 has no output"),
         ([*SOME, BLIND], {"most_tokens": 400}, "puzzle blind, test 1 has no output"),
@@ -333,7 +334,8 @@ def test_puzzles_that_cannot_be_run_are_refused_in_one_line(tmp_path, some, opti
 
 def test_long_puzzles_can_be_left_out(tmp_path):
     data = write_puzzles(tmp_path / "puzzles.json", [*SOME, LONG])
-    opened = puzzles(FewShotConfig(data=data, most_tokens=400, eval_contexts=2, prompt="tiny"))
+    config = FewShotConfig(data=data, most_tokens=400, eval_contexts=2, prompt="tiny")
+    opened = puzzles(config, NOWHERE)
     assert {p.id for p in opened.train + opened.held_out} == {p.id for p in SOME}
     assert opened.task.answer_tokens < 20  # no room for the long one's answers
 
@@ -342,7 +344,7 @@ def test_toy_puzzles_held_out_do_not_depend_on_the_outer_loop():
     ids = set()
     for rounds, n in ((1, 3), (4, 9)):
         outer = replace(SMALL.outer, rounds=rounds, contexts=n)
-        ids.add(tuple(p.id for p in puzzles(replace(SMALL, outer=outer)).held_out))
+        ids.add(tuple(p.id for p in puzzles(replace(SMALL, outer=outer), NOWHERE).held_out))
     assert len(ids) == 1
 
 
@@ -381,7 +383,7 @@ def test_the_shipped_model_knows_kinds_and_no_rule():
     200 puzzles; the bounds are far from the measured 1.00 and 0.04.
     """
     model, tokenizer = load(SHIPPED)
-    measured = measure(model, tokenizer, rules.probes(tokenizer, n=100, seed=9))
+    measured = measure(model, tokenizer, rules.probes(tokenizer, n=100, seed=9), stop=GRID_END)
     assert measured["kind of other rules"] >= 0.9
     assert max(measured["other rules, places"], measured["other rules, colours"]) <= 0.15
     assert sum(f.stat().st_size for f in SHIPPED.iterdir()) < 8e6

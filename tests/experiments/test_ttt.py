@@ -26,7 +26,7 @@ ARMS = [
 SMALL = TTTConfig(
     eval_contexts=3,
     train_puzzles=8,
-    solvable="no",
+    solvable=False,
     inner=InnerConfig(lr=6e-3, epochs=3, batch=1, rank=8, alpha=16.0),
 )
 
@@ -54,7 +54,7 @@ def seal(tmp_path_factory):
         outer=OuterConfig(
             rounds=1, contexts=2, samples=1, select="random", m_step=MStepConfig(epochs=1, lr=1e-2)
         ),
-        solvable="no",
+        solvable=False,
     )
     return go(config, tmp_path_factory.mktemp("ttt") / "seal")[1]
 
@@ -118,12 +118,12 @@ def test_a_policy_of_another_model_is_refused_before_anything_is_spent(tmp_path,
     model, tokenizer = load(SMALL.model)
     save(tmp_path / "other", GPT(replace(model.config, n_layer=1)), tokenizer, {})
     config = replace(SMALL, model=str(tmp_path / "other"), prompt="tiny", policy=str(seal.folder))
-    with pytest.raises(UserError, match="was made from another model"):
+    with pytest.raises(UserError, match="the policy of another model"):
         go(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_without_a_finished_outer_loop_has_no_policy(tmp_path, finished):
     _, _, ttt = finished
-    with pytest.raises(UserError, match="no finished outer loop"):
+    with pytest.raises(UserError, match="expected a finished outer loop"):
         go(replace(SMALL, policy=str(ttt.folder)), tmp_path / "run")
