@@ -124,11 +124,13 @@ def learn(
     about = {"files": list(texts), "learnt before": config.adapter or None}
 
     def save() -> None:
+        lab.reset()  # the adapter is one of the model as it was, and known by its weights
         told = {**about, "results": results}
         save_adapter(out, lab.policy, state, lora, config.model, about=told)
 
     save()
     if asked:
+        merge_state(lab.policy, state)
         after = lab.arm("after", lambda: lab.plain(asked), over="before")
         for name, trials in (("before", before), ("after", after)):
             results[name] = sum(g for t in trials for g in t.grades) / len(exam)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -491,13 +492,11 @@ def test_help_lists_every_option_with_its_comment(capsys, monkeypatch, command):
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and text.startswith(f"usage: minseal {command.words}")
     assert all(f"  {name} " in text for name, *_ in command.positional)
-    options = [line.strip() for line in text.splitlines() if line.startswith("  --")]
     # An option, perhaps its short name, and what it is for.
-    assert all(re.match(r"(--\S+ \S+,? ){1,2} *\S.* \(default: .*\)$", o) for o in options)
+    told = [" ".join(o.split()) for o in re.split(r"\n  (?=-)", text.split("\noptions:")[1])[2:]]
+    assert all(re.match(r"(--\S+ \S+ ?){1,2} \S.* \(default: .*\)$", o) for o in told), told
+    assert len(told) >= len(fields(command.settings))
     assert ("--out " in text) == bool(re.match("run|pretrain|learn", command.words))
-    flat = " ".join(text.split())
-    for told in {"learn": ["--inner.lr LR", "passes over notes"]}.get(command.words, []):
-        assert told in flat
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["bench", "--help"]])
@@ -506,8 +505,8 @@ def test_help_of_the_commands(capsys, words):
         main(words)
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and text.startswith("usage: minseal")
-    mine = COMMANDS if len(words) == 1 else [c for c in COMMANDS if c.startswith(words[0])]
-    for command in mine:
-        last = command.split()[-1]
-        assert f"minseal {command}" in text or f"minseal {command.split()[0]}" in text
-        assert last in text
+    for command in COMMANDS:
+        if len(words) == 1:  # kinds of `run` and `pretrain` may stand in one sentence
+            assert f"minseal {command.split()[0]} " in text
+        elif command.startswith(words[0]):
+            assert f"minseal {command}: " in text
