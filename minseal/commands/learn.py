@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..config import ModelConfig
 from ..files import UserError, write_folder, write_json, write_text
 from ..inner import InnerConfig
-from ..lab.lab import Lab, Opened, restore_policy
+from ..lab.lab import Lab, restore_policy
 from ..lab.run import Run, Step
 from ..lab.table import aligned
 from ..lora import LoRAConfig, attach, merge_state
@@ -196,7 +196,7 @@ def open_lab(config: LearnConfig, run: Run) -> tuple[Lab, dict, LoRAConfig]:
     task = Knowledge(tokenizer, grading="contains", topic=False)
     inner = replace(config.inner, rank=lora.rank, alpha=lora.alpha)
     outer = OuterConfig(temperature=config.temperature, at_once=1)
-    lab = Lab(Opened(model, task, [], []), run, inner, outer, config.seed)
+    lab = Lab(model, task, [], [], run, inner, outer, config.seed)
     return lab, start, lora
 
 
