@@ -6,10 +6,11 @@ import sys
 def main() -> None:
     try:
         from .commands.cli import main as command_line
+
+        command_line()
     except KeyboardInterrupt:
         print("\nminseal: stopped; nothing had begun", file=sys.stderr)
         sys.exit(130)
-    command_line()
 
 
 if __name__ == "__main__":

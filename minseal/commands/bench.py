@@ -35,8 +35,7 @@ class BenchConfig(ModelConfig):
     """
 
     model: str = "tiny_data/knowledge"  # a folder, a GGUF file, or a hub id such as owner/name
-    edits: int = 64  # self-edits for minseal; peft and K = 1 get every eighth of them (an open
-    # model: 16 take a while)
+    edits: int = 64  # self-edits for minseal; peft and K = 1 get every eighth of them
     epochs: int = 8  # passes over each self-edit
     repeats: int = 5  # rounds through all contestants; medians are printed
     seed: int = 0  # of the self-edits

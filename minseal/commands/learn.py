@@ -54,13 +54,10 @@ class LearnConfig(ModelConfig):
 
     out: str = "adapter"  # folder of the adapter (PEFT's format), with the notes and the exam
     adapter: str = ""  # go on from this adapter: what was learnt persists
-    policy: str = ""  # a folder of `minseal run knowledge` on the same model: its policy writes the
-    # notes (give its --prompt as --prompts)
+    policy: str = ""  # the policy of this `minseal run knowledge` folder (same model) writes notes
     notes: str = ""  # train on the notes in this file, an edited notes.md, instead of new ones
-    exam: str = ""  # questions to ask before and after: JSON, a list of {question, answer};
-    # otherwise the model writes them
-    prompts: tuple[str, ...] = ("self-qa", "implications")  # how the notes are asked for: each
-    # section gets notes of each kind
+    exam: str = ""  # JSON, [{question, answer}, ...], asked before and after; else the model's own
+    prompts: tuple[str, ...] = ("self-qa", "implications")  # a section gets notes of each kind
     section: int = 250  # tokens of a section at most: files are cut at headings and paragraphs
     temperature: float = 0.7  # of sampling notes
     seed: int = 0  # of sampling and of the adapter's first weights
@@ -124,11 +121,13 @@ def learn(
     about = {"files": list(texts), "learnt before": config.adapter or None}
 
     def save() -> None:
+        lab.reset()  # the adapter is one of the model as it was, and known by its weights
         told = {**about, "results": results}
         save_adapter(out, lab.policy, state, lora, config.model, about=told)
 
     save()
     if asked:
+        merge_state(lab.policy, state)
         after = lab.arm("after", lambda: lab.plain(asked), over="before")
         for name, trials in (("before", before), ("after", after)):
             results[name] = sum(g for t in trials for g in t.grades) / len(exam)

@@ -39,7 +39,7 @@ def save_adapter(
     """
     family = family_of(model.config)
     parts: dict[str, list] = {}  # their layer -> [(third, A, B)]
-    for layer in dict.fromkeys(name.rsplit(".", 1)[0] for name in state):
+    for layer in (name.removesuffix(".A") for name in state if name.endswith(".A")):
         place = place_of(f"{layer}.weight", family.names)
         A, B = (state[f"{layer}.{ab}"][k].float().cpu() for ab in "AB")  # (R, in), (out, R)
         parts.setdefault(place.name.removesuffix(".weight"), []).append((place.third, A, B))
