@@ -31,13 +31,15 @@ class Settings:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 words = ", ".join(get_args(kind))
-                raise UserError(f"{name} is {getattr(self, name)!r}; expected one of {words}")
+                told = f"{type(self).__name__}.{name} is {getattr(self, name)!r}"
+                raise UserError(f"{told}; expected one of {words}")
 
     def at_least(self, **bounds: float) -> None:
         """Refuse settings whose fields are below these bounds, or no numbers."""
         for name, low in bounds.items():
             if not getattr(self, name) >= low:  # NaN is refused, too
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least {low}")
+                told = f"{type(self).__name__}.{name} is {getattr(self, name)}"
+                raise UserError(f"{told}; expected at least {low}")
 
 
 @dataclass(frozen=True)

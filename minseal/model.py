@@ -49,7 +49,7 @@ class GPTConfig:
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"GPTConfig.{name} is {value!r}; expected one of {allowed}")
         if self.n_head % self.n_kv_head:
-            raise ValueError(f"{self.n_head} heads cannot share {self.n_kv_head} key-value heads")
+            raise ValueError(f"n_head {self.n_head} is no multiple of n_kv_head {self.n_kv_head}")
 
 
 class GPT(nn.Module):

@@ -609,7 +609,7 @@ def test_the_loss_in_parts_is_the_loss_and_so_is_its_gradient(rows):
     targets = torch.randint(0, 50, (100,), generator=generator)
     weights = torch.randn(100, generator=generator)
     wanted = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="none")
-    got = cross_entropy(head, hidden, targets, most_logits=50 * rows)
+    got = cross_entropy(head, hidden, targets, most=50 * rows)
     # The loss itself is taken in float32.
     torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-6)
     for parameter in (hidden, head.weight):
