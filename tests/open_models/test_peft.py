@@ -35,8 +35,8 @@ def trained(model, K=1, config=LoRAConfig(4, 8.0), seed=0):
     adapters, generator = attach(model, K, config), torch.Generator().manual_seed(seed)
     adapters.load(
         {
-            name: 0.1 * torch.randn(t.shape, generator=generator)
-            for name, t in adapters.state().items()
+            name: 0.1 * torch.randn(t.shape, generator=generator) if t.dim() else t
+            for name, t in adapters.state().items()  # but for the scale
         }
     )
     return adapters
