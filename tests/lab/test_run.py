@@ -340,6 +340,9 @@ def test_a_log_that_no_run_wrote_is_refused_by_name_and_kept(tmp_path, lines):
             Run(tmp_path / "r", config)
         assert len(str(e.value).splitlines()) == 1
     assert path.read_text() == lines + "\n"
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match="events.jsonl"):
+        Run(tmp_path / "r", CONFIG)
 
 
 # ---- failing writes ----
