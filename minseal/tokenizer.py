@@ -47,7 +47,7 @@ class Tokenizer:
         eot: int | None = None,
         bos: Iterable[int] = (),
         chat: str = "",
-    ):
+    ) -> None:
         self.ranks, self.pattern, self.chat, self.bos = ranks, pattern, chat, tuple(bos)
         self.specials = {END: len(ranks)} if specials is None else specials
         self.eot = self.specials.get(END) if eot is None else eot

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +106,7 @@ def mix(run: Run, step: Step) -> dict[str, Any]:
     return {"mix": {kind: counts[kind] / total for kind in KINDS} if total else None}
 
 
-def mix_columns(results: dict[str, Any]):
+def mix_columns(results: dict[str, Any]) -> tuple[list[str], Callable]:
     """A column for each kind of note, where a grammar reads them."""
     kinds = KINDS if any(a["mix"] for a in results["arms"]) else ()
     return list(kinds), lambda a: [f"{a['mix'][k]:.0%}" if a["mix"] else "" for k in kinds]

@@ -17,7 +17,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..files import UserError, load_tensors, read_json, save_tensors, write_text, write_whole
+from ..files import (
+    UserError,
+    load_tensors,
+    read_json,
+    read_text,
+    save_tensors,
+    write_text,
+    write_whole,
+)
 from ..outer import Trial
 
 
@@ -169,7 +177,7 @@ class Run:
         """Fill self.steps. What a kill left behind (half a line, trials of an unfinished step) is
         dropped from the file."""
         path, whole = self.folder / "events.jsonl", []
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = read_text(path) if path.exists() else ""
         pending: list[tuple[dict, str]] = []
         for line in text.splitlines():
             try:

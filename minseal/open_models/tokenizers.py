@@ -31,7 +31,7 @@ class OpenTokenizer(Tokenizer):
     begin() does, so that parts of a text can be encoded and decoded one by one.
     """
 
-    def __init__(self, text: str, config: dict[str, Any], where: object = "tokenizer.json"):
+    def __init__(self, text: str, config: dict[str, Any], where: object = "tokenizer.json") -> None:
         package = need("tokenizers", "weights", what=where)
         self.text, self.config = text, config
         data = parse_json(text, where)

@@ -319,6 +319,32 @@ def test_a_damaged_config_is_refused(tmp_path, content, config):
     assert tree(tmp_path) == {"config.json": content}
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        '{"done": "a", "seconds": 1, "mood": "good"}',
+        '{"done": "a"}',
+        '{"step": "a", "mood": 1}\n{"done": "a", "seconds": 1}',
+        '[1]\n{"done": "a", "seconds": 1}',
+        "3",
+        '{"done": "a", "seconds": 1, "arm": {"name": "a", "mood": 1}}',
+    ],
+    ids=["odd key", "no seconds", "odd trial", "list", "number", "odd arm"],
+)
+def test_a_log_that_no_run_wrote_is_refused_by_name_and_kept(tmp_path, lines):
+    Run(tmp_path / "r", CONFIG).step("z", list)
+    path = tmp_path / "r" / "events.jsonl"
+    path.write_text(lines + "\n")
+    for config in (CONFIG, None):
+        with pytest.raises(UserError, match="events.jsonl") as e:
+            Run(tmp_path / "r", config)
+        assert len(str(e.value).splitlines()) == 1
+    assert path.read_text() == lines + "\n"
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match="events.jsonl"):
+        Run(tmp_path / "r", CONFIG)
+
+
 # ---- failing writes ----
 
 
