@@ -170,6 +170,6 @@ def merge_state(model: GPT, state: dict[str, Tensor]) -> None:
     ranks = {name.split(".")[-2]: t.shape[1] for name, t in state.items() if name.endswith(".A")}
     if ranks:
         config = LoRAConfig(max(ranks.values()), targets=tuple(ranks))
-        with attach(model, len(next(iter(state.values()))), config) as adapters:
-            adapters.load(state)
+        with attach(model, 1, config) as adapters:
+            adapters.load({name: t[:1] if t.dim() else t for name, t in state.items()})
             adapters.merge()

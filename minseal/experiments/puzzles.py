@@ -86,6 +86,7 @@ def puzzles(config: PuzzleConfig, run: Run) -> Lab:
         edit_tokens=config.edit_tokens,
     )
     train, held_out = split(config, task)
+    require_solutions(held_out + train)
     for puzzle in train + held_out:
         if len(puzzle.demonstrations) < 2:
             raise UserError(f"puzzle {puzzle.id} has one demonstration; training needs two")
@@ -93,7 +94,6 @@ def puzzles(config: PuzzleConfig, run: Run) -> Lab:
             told = f"puzzle {puzzle.id} needs {n} tokens; the model reads {block_size}"
             hint = f": --most-tokens {block_size} leaves it out" if config.subset == "all" else ""
             raise UserError(told + hint)
-    require_solutions(held_out + train)
     task.answer_tokens = longest_answer(tokenizer, held_out + train)
     outer = getattr(config, "outer", OuterConfig(temperature=0.6))  # ttt asks as fewshot does
     return Lab(policy, task, train, held_out, run, config.inner, outer, config.seed)
@@ -110,6 +110,7 @@ def split(config: PuzzleConfig, task: FewShot) -> tuple[list[Puzzle], list[Puzzl
     else:
         pool = read_puzzles(config.data)
         if config.most_tokens:
+            require_solutions(pool)
             pool = [p for p in pool if tokens_of(task, p) <= config.most_tokens]
         n = config.eval_contexts or max(1, min(100, len(pool) // 3))
         np.random.default_rng(config.seed).shuffle(pool)

@@ -29,7 +29,7 @@ from ..model import GPT
 from ..outer import Edit, Improve, OuterConfig, Trial, Tried, outer_loop, try_out
 from ..rewards import REWARDS, Reward, exam
 from ..sample import sample
-from ..selfedit import SelfEdit, Task
+from ..selfedit import Document, InvalidSelfEdit, SelfEdit, Task
 from .run import Arm, Run, Step
 
 Edits = list[Edit] | Callable[[Any], SelfEdit]
@@ -117,12 +117,21 @@ class Lab:
     ) -> dict[str, Tensor]:
         """Train one adapter on the self-edits of all pairs (context, self-edit) and merge it.
 
-        Returns its state. start, on_step: as in adapt(). Raises UserError if training fails.
+        Returns its state. A text that is no self-edit teaches nothing. start, on_step: as in
+        adapt(). Raises UserError if training fails.
         """
 
         def train() -> dict[str, Tensor]:
-            edits = [self.task.parse(c, e) if isinstance(e, str) else e for c, e in pairs]
-            whole = SelfEdit(tuple(d for edit in edits for d in edit.documents))
+            documents: list[Document] = []
+            for context, edit in pairs:
+                try:
+                    edit = self.task.parse(context, edit) if isinstance(edit, str) else edit
+                except InvalidSelfEdit:
+                    continue
+                documents += edit.documents
+            if not documents:
+                return {}
+            whole = SelfEdit(tuple(documents))
             with adapt(self.policy, [whole], self.inner, self.seed, start, on_step) as adapters:
                 if adapters.failed:
                     raise UserError(f"training: {adapters.failed[0]}; try a lower --inner.lr")

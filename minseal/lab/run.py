@@ -144,9 +144,8 @@ class Run:
                 (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             except OSError as e:
                 raise UserError(f"cannot make the run folder {self.folder}: {e}") from None
-            write_whole(
-                {self.folder / "config.json": write_text(json.dumps(self.config, indent=1))}
-            )
+            text = json.dumps(self.config, indent=1)
+            write_whole({self.folder / "config.json": write_text(text)})
 
     def _path(self, step: Step) -> Path:
         return self.folder / "checkpoints" / step.checkpoint

@@ -17,6 +17,7 @@ from minseal.lab.run import Run
 from minseal.lab.table import write_report
 
 KNOWLEDGE = EXPERIMENTS["knowledge"]
+NOWHERE = Run("nowhere", {})  # nothing is written before the first step
 SMALL = KnowledgeConfig(
     eval_contexts=4,
     reliability_contexts=2,
@@ -199,7 +200,7 @@ def test_the_control_and_what_follows_start_from_the_untaught_policy(tmp_path):
     for step in ("1 contexts 1-2", "1"):
         seal, control = (plain(steps[f"{loop} {step}"].trials) for loop in ("round", "control"))
         assert len(seal) == 2 and seal == control
-    opened = people(config)
+    opened = people(config, Run(tmp_path / "run"))
     pairs = [(p, opened.task.oracle) for p in opened.held_out]
     again = try_out(opened.policy, opened.task, pairs, config.inner, seed=config.seed)
     assert plain(steps["oracle notes"].trials) == plain(again)
@@ -364,9 +365,9 @@ def test_eval_data_has_a_file_of_its_own(tmp_path):
     assert {len(c.text.split()) for c in held_out} == {5}
 
 
-def refused(config, open=split):
+def refused(config, *, opened=False):
     with pytest.raises(UserError) as e:
-        open(config)
+        people(config, NOWHERE) if opened else split(config)
     assert len(str(e.value).splitlines()) == 1
     return str(e.value)
 
@@ -405,15 +406,15 @@ def test_a_passage_longer_than_the_model_reads_says_both_lengths(tmp_path, untra
     needed = 10
     while True:
         try:
-            opened = people(reads(needed))
+            opened = people(reads(needed), NOWHERE)
             break
         except UserError:
-            message = refused(reads(needed), people)
+            message = refused(reads(needed), opened=True)
             assert needed in numbers(message.split("needs")[-1])
             assert (longer := max(numbers(message.split("needs")[-1]))) > needed
             needed = longer
     # A model of just the length it said is enough, one token less is not.
-    assert needed in numbers(refused(reads(needed - 1), people))
+    assert needed in numbers(refused(reads(needed - 1), opened=True))
     task, contexts = opened.task, opened.train + opened.held_out
     assert needed >= max(len(task.prompt(c)) + task.edit_tokens for c in contexts)
 
@@ -432,13 +433,12 @@ def test_a_passage_in_both_files(tmp_path):
     [
         ("grade", "exakt"),
         ("prompt", "note"),
-        ("other_prompts", ("rewrite", "riddles")),
+        ("other_prompts", "riddles"),
         ("eval_contexts", 0),
         ("edit_tokens", 0),
         ("seed", -1),
     ],
 )
 def test_settings_that_do_not_exist(name, value):
-    told = value[-1] if isinstance(value, tuple) else value
-    with pytest.raises(UserError, match=f"{name.replace('_', '.')}.*{told}"):
-        KnowledgeConfig(**{name: value})
+    with pytest.raises(UserError, match=f"{name.split('_')[-1].rstrip('s')}.*{value}"):
+        KnowledgeConfig(**{name: (value,) if name == "other_prompts" else value})
