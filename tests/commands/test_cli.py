@@ -13,17 +13,13 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from minseal import GPT, GPTConfig, Tokenizer, load, save
+from minseal import load, save
 from minseal.commands import cli
 from minseal.commands.cli import main
 from minseal.lab import lab
 from minseal.lab.run import Run
-from minseal.tasks import people
-from minseal.tokenizer import train_ranks
 
 MINSEAL, ONE_THREAD = [sys.executable, "-m", "minseal"], {**os.environ, "OMP_NUM_THREADS": "1"}
 SIZES = (
@@ -31,27 +27,6 @@ SIZES = (
     "--reliability-contexts 1"
 ).split()
 COMMANDS = [c.words for c in cli.commands()]
-
-
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory):
-    """The folder of a small model that knows nothing: here the way counts, not the score."""
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    rng = np.random.default_rng(0)
-    text = "\n".join(people.pretraining_text(rng) for _ in range(200))
-    tokenizer = Tokenizer(train_ranks(text, 400))
-    config = GPTConfig(
-        vocab_size=tokenizer.vocab_size,
-        block_size=1024,
-        n_layer=1,
-        n_head=2,
-        n_kv_head=2,
-        n_embd=16,
-        head_dim=8,
-        mlp_dim=16,
-    )
-    save(folder, GPT(config).init_weights(torch.Generator().manual_seed(0)).eval(), tokenizer, {})
-    return str(folder)
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ SMALL = dict(tokens=6000, batch=4, row_tokens=128, lr=0.02)
 def quick(monkeypatch):
     """Measure on few people: the measured numbers of an untrained model are nought anyway."""
     probes = people.probes
-    monkeypatch.setattr(room.people, "probes", lambda tokenizer: probes(tokenizer, n=2))
+    few = lambda tokenizer: {k: some[:4] for k, some in probes(tokenizer, n=1).items()}
+    monkeypatch.setattr(room.people, "probes", few)
 
 
 def make(out, **settings):
@@ -116,11 +117,10 @@ def test_the_shipped_model_measures_as_its_config_says(monkeypatch):
 
 def test_the_shipped_model_of_rules_measures_as_its_config_says():
     (model, tokenizer), about = shipped("fewshot")
-    probes = {k: v[:40] for k, v in rules.probes(tokenizer, n=40).items()}
-    measured = measure(model, tokenizer, probes, room.GRID_END)
-    assert set(measured) <= set(about)
+    measured = measure(model, tokenizer, rules.probes(tokenizer), room.GRID_END)
+    assert measured.pop("kind of other rules") >= 0.95
     for name, value in measured.items():
-        assert value == pytest.approx(about[name], abs=0.25), name  # other and fewer puzzles
+        assert value == pytest.approx(about[name], abs=0.05), name
 
 
 def test_the_shipped_model_reads_in_a_slow_loop_too(pretrained):
