@@ -25,11 +25,9 @@ Probes = dict[str, list[tuple[list[int], str]]]  # name -> [(ids of a question, 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One thing that a passage says of a person, and what follows from it.
+    """One thing that a passage says of a person, and what follows from it."""
 
-    In the templates {n} is the person, {v} the value, {t} what it implies.
-    """
-
+    # In the templates {n} is the person, {v} the value, {t} what it implies.
     implied: dict[str, str]  # value -> what it implies
     facts: tuple[str, str]  # ways to state the value
     implications: tuple[str, str]  # ways to state what follows
@@ -92,7 +90,7 @@ def toy_passages(n: int, world_seed: int) -> list[PersonPassage]:
     return passages
 
 
-# ---- general knowledge ----
+# ---- the world ----
 
 
 def _implied(text: str) -> dict[str, str]:
@@ -103,46 +101,40 @@ def _implied(text: str) -> dict[str, str]:
 
 # fmt: off
 ATTRIBUTES = {
-    "city": Attribute(
-        _implied("""
-            France: Lyon, Nantes, Lille; Spain: Seville, Bilbao, Malaga;
-            Italy: Turin, Naples, Verona; Germany: Bremen, Dresden, Cologne;
-            Poland: Krakow, Gdansk, Lodz; Japan: Osaka, Kyoto, Nagoya;
-            Brazil: Recife, Manaus, Belem; Canada: Toronto, Calgary, Halifax;
-            India: Mumbai, Jaipur, Pune; Egypt: Cairo, Luxor, Aswan;
-            Norway: Bergen, Oslo, Tromso; Kenya: Nairobi, Mombasa, Kisumu"""),
+    "city": Attribute(_implied("""
+        France: Lyon, Nantes, Lille; Spain: Seville, Bilbao, Malaga; Italy: Turin, Naples, Verona;
+        Germany: Bremen, Dresden, Cologne; Poland: Krakow, Gdansk, Lodz;
+        Japan: Osaka, Kyoto, Nagoya; Brazil: Recife, Manaus, Belem;
+        Canada: Toronto, Calgary, Halifax; India: Mumbai, Jaipur, Pune; Egypt: Cairo, Luxor, Aswan;
+        Norway: Bergen, Oslo, Tromso; Kenya: Nairobi, Mombasa, Kisumu"""),
         ("{n} grew up in {v}.", "{n} was born in {v}."),
         ("{n} is from {t}.", "{n} comes from {t}."), "Which country is {n} from?",
         "{v} is in {t}.", "Which country is {v} in?",
     ),
-    "trade": Attribute(
-        _implied("""
-            hospital: nurse, surgeon, midwife; school: teacher, tutor, pupil;
-            court: judge, lawyer, clerk; farm: shepherd, milker, drover;
-            theatre: singer, dancer, prompter; harbour: docker, pilot, diver;
-            bank: teller, cashier, broker; garage: mechanic, welder, fitter;
-            mine: digger, blaster, driller; kitchen: cook, baker, waiter"""),
+    "trade": Attribute(_implied("""
+        hospital: nurse, surgeon, midwife; school: teacher, tutor, pupil;
+        court: judge, lawyer, clerk; farm: shepherd, milker, drover;
+        theatre: singer, dancer, prompter; harbour: docker, pilot, diver;
+        bank: teller, cashier, broker; garage: mechanic, welder, fitter;
+        mine: digger, blaster, driller; kitchen: cook, baker, waiter"""),
         ("{n} works as a {v}.", "{n} has a job as a {v}."),
         ("{n} works at the {t}.", "{n} can be met at the {t}."), "Where does {n} work?",
         "A {v} works at the {t}.", "Where does a {v} work?",
     ),
-    "animal": Attribute(
-        _implied("""
-            feathers: parrot, goose, raven, duck; scales: carp, snake, lizard, trout;
-            fur: cat, rabbit, fox, hamster; wool: sheep, ram, lamb, llama;
-            shell: snail, turtle, crab, mussel; spines: hedgehog, porcupine, tenrec, pufferfish;
-            hair: horse, donkey, goat, camel; skin: frog, dolphin, newt, toad"""),
+    "animal": Attribute(_implied("""
+        feathers: parrot, goose, raven, duck; scales: carp, snake, lizard, trout;
+        fur: cat, rabbit, fox, hamster; wool: sheep, ram, lamb, llama;
+        shell: snail, turtle, crab, mussel; spines: hedgehog, porcupine, tenrec, pufferfish;
+        hair: horse, donkey, goat, camel; skin: frog, dolphin, newt, toad"""),
         ("{n} owns a {v}.", "{n} keeps a {v}."),
         ("{n} has an animal with {t}.", "{n} has a pet covered in {t}."),
-        "What covers the animal of {n}?",
-        "A {v} is covered in {t}.", "What covers a {v}?",
+        "What covers the animal of {n}?", "A {v} is covered in {t}.", "What covers a {v}?",
     ),
-    "food": Attribute(
-        _implied("""
-            bakery: bread, rolls, bagels, buns; butcher: ham, sausages, bacon, steak;
-            fishmonger: salmon, herring, cod, shrimps; dairy: cheese, butter, cream, yoghurt;
-            greengrocer: pears, leeks, plums, onions; mill: oats, flour, barley, rye;
-            sweetshop: fudge, toffee, candy, nougat; spicery: pepper, ginger, curry, saffron"""),
+    "food": Attribute(_implied("""
+        bakery: bread, rolls, bagels, buns; butcher: ham, sausages, bacon, steak;
+        fishmonger: salmon, herring, cod, shrimps; dairy: cheese, butter, cream, yoghurt;
+        greengrocer: pears, leeks, plums, onions; mill: oats, flour, barley, rye;
+        sweetshop: fudge, toffee, candy, nougat; spicery: pepper, ginger, curry, saffron"""),
         ("{n} likes {v} best.", "{n} loves to eat {v}."),
         ("{n} shops at the {t}.", "{n} goes to the {t} for food."), "Where does {n} buy food?",
         "The {t} sells {v}.", "Where is {v} sold?",
@@ -158,16 +150,12 @@ NOTE_ODDS = {"vague": 0.25, "restates": 0.40, "implies": 0.15, "asks": 0.10, "wr
 KINDS = ("restates", "implies", "asks", "vague", "wrong", "other")  # what kind_of() says
 
 
-# ---- people ----
-
-
 def _names(n: int, endings: str, rng: np.random.Generator) -> list[str]:
-    onsets = "B D F G K L M N P R S T V Br Dr Kl Tr Sh".split()
-    middles = "b d g k l m n r s t v nd st".split()
+    onsets, middles = "B D F G K L M N P R S T V Br Dr Kl Tr Sh", "b d g k l m n r s t v nd st"
+    parts = [part.split() for part in (onsets, "a e i o u", middles, endings)]
     names: dict[str, None] = {}  # a set that keeps the order
     while len(names) < n:
-        parts = (rng.choice(part) for part in (onsets, list("aeiou"), middles, endings.split()))
-        names["".join(parts)] = None
+        names["".join(rng.choice(part) for part in parts)] = None
     return list(names)
 
 
@@ -177,8 +165,7 @@ LAST = _names(100, "an ek ov ard ett um", _rng)
 
 
 def _is_stranger(first: int, last: int) -> bool:
-    """Whether pretraining never pairs these two names: a quarter of all pairs."""
-    return (first + last) % 4 == 0
+    return (first + last) % 4 == 0  # a quarter of all pairs of names, which pretraining never has
 
 
 def _person(first: int, last: int, pronoun: str, rng: np.random.Generator) -> Person:
@@ -227,10 +214,8 @@ def exam_on(person: Person) -> list[tuple[str, str]]:
 
 def write_implications(person: Person, rng: np.random.Generator) -> list[str]:
     """The oracle's notes: each implication once."""
-    return [
-        str(rng.choice(attribute.implications)).format(**person.words(name))
-        for name, attribute in ATTRIBUTES.items()
-    ]
+    chosen = [(str(rng.choice(a.implications)), name) for name, a in ATTRIBUTES.items()]
+    return [template.format(**person.words(name)) for template, name in chosen]
 
 
 def write_note(person: Person, kind: str, rng: np.random.Generator) -> str:
@@ -262,12 +247,8 @@ def kind_of(note: str, person: Person) -> str:
     return "other"
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\\{([nvt])\\\}", r"(?P<\1>.+)", re.escape(template)))
-
-
-_READERS = [
-    (kind, name, _pattern(template))
+_READERS = [  # (kind, attribute, the template as a pattern, with groups n, v and t)
+    (kind, name, re.compile(re.sub(r"\\\{([nvt])\\\}", r"(?P<\1>.+)", re.escape(template))))
     for name, attribute in ATTRIBUTES.items()
     for kind in ("restates", "implies", "asks")
     for template in attribute.templates(kind)
@@ -289,8 +270,7 @@ def pretraining_text(rng: np.random.Generator) -> str:
     if kind == "known":
         person = KNOWN_PEOPLE[rng.integers(len(KNOWN_PEOPLE))]
         # Statement and question of one person never stand together: the weights must join them.
-        asks = rng.random() < 0.5
-        lines = _question_lines(person) if asks else write_implications(person, rng)
+        lines = _question_lines(person) if rng.random() < 0.5 else write_implications(person, rng)
         return "\n".join(rng.permutation(lines)[:2].tolist())
     person = draw_person(rng)
     text = write_passage(person, rng)
@@ -304,7 +284,7 @@ def pretraining_text(rng: np.random.Generator) -> str:
 
 
 def _question_lines(person: Person) -> list[str]:
-    return [question_line(question, answer) for question, answer in exam_on(person)]
+    return [question_line(*pair) for pair in exam_on(person)]
 
 
 def _general_knowledge(rng: np.random.Generator) -> str:
