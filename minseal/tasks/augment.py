@@ -37,32 +37,23 @@ def draw_training_puzzles(
 ) -> list[Puzzle]:
     """n puzzles to train on, made of the demonstrations alone: the tests are never looked at.
 
-    Each is drawn on its own: one of the leave-one-out and leave-two-out puzzles, demonstrations
-    in random order; identity or one of the augmentations of `groups` (names out of GROUPS), all
-    equally likely; with `colours`, the colours of the palette permuted. What outgrows
-    max_side x max_side is drawn again.
+    Each is drawn on its own: a leave-one-out or leave-two-out puzzle, demonstrations in random
+    order; identity or an augmentation of `groups` (names out of GROUPS), all equally likely; with
+    `colours`, the palette permuted. What outgrows max_side x max_side is drawn again.
     Raises ValueError: an unknown group, fewer than 2 demonstrations, one too large.
 
     Paper: its code lists every augmentation of every leave-n-out puzzle, adds each once more
     with demonstrations and (if there is any augmentation) colours permuted, and keeps at most
     250 at random. Here: n are drawn, repeats allowed, and colours have a switch of their own;
-    because so every self-edit costs the same per epoch, and a self-edit can tell a rule about
-    colours from one about places.
+    because so every self-edit costs the same per epoch, and can tell colours from places.
     """
     if unknown := sorted(set(groups) - set(GROUPS)):
-        raise ValueError(
-            f"{unknown[0]!r} is no group of augmentations; expected some of {', '.join(GROUPS)}"
-        )
-    if len(puzzle.demonstrations) < 2:
-        raise ValueError(
-            f"puzzle {puzzle.id} has {len(puzzle.demonstrations)} demonstrations; "
-            "expected at least 2, one to ask for and one to show"
-        )
+        raise ValueError(f"{unknown[0]!r} is no group of augmentations; expected {[*GROUPS]}")
+    if (given := len(puzzle.demonstrations)) < 2:
+        raise ValueError(f"puzzle {puzzle.id} has {given} demonstrations; expected at least 2")
     pool = leave_out(puzzle, 1) + leave_out(puzzle, 2)
     if transform(pool[0], IDENTITY, max_side) is None:  # would be drawn again for ever
-        raise ValueError(
-            f"puzzle {puzzle.id} has a demonstration larger than {max_side} x {max_side}"
-        )
+        raise ValueError(f"puzzle {puzzle.id} has a grid larger than {max_side} x {max_side}")
     makers = [*_always(IDENTITY)]
     makers += [maker for name in GROUPS if name in groups for maker in GROUPS[name]]
     # Two streams of luck: which demonstrations are drawn does not depend on the augmentations.
@@ -88,11 +79,8 @@ def leave_out(puzzle: Puzzle, n: int) -> list[Puzzle]:
     """
     pairs, out = puzzle.demonstrations, []
     for i, test in enumerate(pairs if len(pairs) > n else ()):
-        others = pairs[:i] + pairs[i + 1 :]
-        out += [
-            replace(puzzle, demonstrations=kept, tests=(test,))
-            for kept in combinations(others, len(pairs) - n)
-        ]
+        for kept in combinations(pairs[:i] + pairs[i + 1 :], len(pairs) - n):
+            out.append(replace(puzzle, demonstrations=kept, tests=(test,)))
     return out
 
 
@@ -142,10 +130,7 @@ def recolour(grid: Grid, mapping: tuple[int, ...]) -> Grid:
 
 def _change_grids(puzzle: Puzzle, change: Callable[[Grid], Grid]) -> Puzzle:
     def pairs(old: tuple[Pair, ...]) -> tuple[Pair, ...]:
-        return tuple(
-            Pair(change(pair.input), None if pair.output is None else change(pair.output))
-            for pair in old
-        )
+        return tuple(Pair(change(pair.input), pair.output and change(pair.output)) for pair in old)
 
     return replace(puzzle, demonstrations=pairs(puzzle.demonstrations), tests=pairs(puzzle.tests))
 
@@ -154,6 +139,7 @@ def _change_grids(puzzle: Puzzle, change: Callable[[Grid], Grid]) -> Puzzle:
 # A grid is a tuple of rows, so each is said for rows, axis 0. Along axis 1 it is the same between
 # two transpositions.
 
+Change = Callable[[Grid], Grid]
 Maker = Callable[[np.random.Generator], Augmentation]  # draws what is random about it
 
 
@@ -161,7 +147,19 @@ def _transpose(grid: Grid) -> Grid:
     return tuple(zip(*grid))
 
 
-def _along(axis: int, change: Callable[[Grid], Grid]) -> Callable[[Grid], Grid]:
+def _flip(rows: Grid) -> Grid:
+    return rows[::-1]
+
+
+def _double(rows: Grid) -> Grid:
+    return tuple(row for row in rows for _ in range(2))
+
+
+def _first_half(rows: Grid) -> Grid:
+    return rows[: len(rows) // 2]
+
+
+def _along(axis: int, change: Change) -> Change:
     """A function of the rows -> the same of the rows (axis 0) or the columns (axis 1)."""
     return change if axis == 0 else lambda grid: _transpose(change(_transpose(grid)))
 
@@ -182,13 +180,8 @@ def _chain(*parts: Augmentation, name: str = "") -> Augmentation:
     return Augmentation(name or ", then ".join(part.name for part in parts), apply, inverse)
 
 
-def _enlarge(
-    name: str, axis: int, grow: Callable[[Grid], Grid], shrink: Callable[[Grid], Grid]
-) -> Augmentation:
-    """shrink: rows that grow made -> those it made them of.
-
-    Of other rows anything, for the inverse looks whether they grow back.
-    """
+def _enlarge(name: str, axis: int, grow: Change, shrink: Change) -> Augmentation:
+    """shrink: rows that grow made -> those it made them of; of other rows anything."""
     grow, shrink = _along(axis, grow), _along(axis, shrink)
 
     def inverse(grid: Grid) -> Grid | None:
@@ -198,26 +191,10 @@ def _enlarge(
     return Augmentation(name, grow, inverse)
 
 
-def _first_half(rows: Grid) -> Grid:
-    return rows[: len(rows) // 2]
-
-
-def _double(name: str, axis: int) -> Augmentation:
-    return _enlarge(
-        name,
-        axis,
-        lambda rows: tuple(row for row in rows for _ in range(2)),
-        lambda rows: rows[::2],
-    )
-
-
 def translate(down: int, right: int) -> Augmentation:
-    """Everything moved down and to the right; what leaves on one side comes in on the other.
+    """Everything moved, modulo the grid's sides: what leaves on one side comes in on the other."""
 
-    Shifts count modulo a grid's sides.
-    """
-
-    def roll(axis: int, by: int) -> Callable[[Grid], Grid]:
+    def roll(axis: int, by: int) -> Change:
         return _along(axis, lambda rows: rows[-by % len(rows) :] + rows[: -by % len(rows)])
 
     return _chain(
@@ -240,14 +217,11 @@ def _always(*augmentations: Augmentation) -> tuple[Maker, ...]:
 
 IDENTITY = Augmentation("identity", lambda grid: grid, lambda grid: grid)
 TRANSPOSE = Augmentation("transpose", _transpose, _transpose)
-FLIPS = [
-    Augmentation(f"flip {axis}", flip, flip)
-    for axis in (0, 1)
-    for flip in [_along(axis, lambda rows: rows[::-1])]
-]
+FLIPS = [Augmentation(f"flip {i}", _along(i, _flip), _along(i, _flip)) for i in (0, 1)]
 ROTATE_90 = _chain(TRANSPOSE, FLIPS[0], name="rotate 90")  # counter-clockwise, as numpy counts
 ROTATE_180 = _chain(*FLIPS, name="rotate 180")
 ROTATE_270 = _chain(FLIPS[0], TRANSPOSE, name="rotate 270")
+TURNS = (ROTATE_90, ROTATE_270, ROTATE_180, *FLIPS)
 REFLECTS = [  # the mirror image beside the grid
     _enlarge(f"reflect {axis}", axis, lambda rows: rows + rows[::-1], _first_half)
     for axis in (0, 1)
@@ -255,26 +229,16 @@ REFLECTS = [  # the mirror image beside the grid
 REVERSED = [  # the image first
     _chain(flip, reflect, name=f"{reflect.name} reversed") for flip, reflect in zip(FLIPS, REFLECTS)
 ]
-REPEATS = [
-    _enlarge(f"repeat {axis}", axis, lambda rows: rows + rows, _first_half) for axis in (0, 1)
-]
-TALLER, WIDER = _double("height 2", 0), _double("width 2", 1)
+REPEATS = [_enlarge(f"repeat {i}", i, lambda rows: rows + rows, _first_half) for i in (0, 1)]
+TALLER = _enlarge("height 2", 0, _double, lambda rows: rows[::2])
+WIDER = _enlarge("width 2", 1, _double, lambda rows: rows[::2])
 RESOLUTION = _chain(TALLER, WIDER, name="resolution 2")  # every cell becomes 2 x 2
 
 # The groups that a self-edit switches on or off.
 GROUPS: dict[str, tuple[Maker, ...]] = {
-    "basic": (
-        *_always(ROTATE_90, ROTATE_270, ROTATE_180, *FLIPS, *REVERSED, *REFLECTS),
-        _random_translation,
-        *_always(TRANSPOSE),
-    ),
+    "basic": (*_always(*TURNS, *REVERSED, *REFLECTS), _random_translation, *_always(TRANSPOSE)),
     "size": _always(RESOLUTION, TALLER, WIDER),
-    "chain": _always(
-        *(
-            _chain(first, RESOLUTION)
-            for first in (ROTATE_90, ROTATE_270, ROTATE_180, *FLIPS, TRANSPOSE)
-        )
-    ),
+    "chain": _always(*(_chain(turn, RESOLUTION) for turn in (*TURNS, TRANSPOSE))),
     "repeat": _always(*REPEATS, _chain(*REPEATS, name="repeat 2")),
 }
 # What the paper's code shows a test in; their inverses bring the answers back.

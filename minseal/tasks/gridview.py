@@ -13,12 +13,12 @@ if TYPE_CHECKING:  # an extra; a figure is handed in by those who have it
     from matplotlib.figure import Figure
 
 # The colours 0-9 in which ARC's grids are usually shown, as red, green and blue from 0 to 255.
-COLOURS = [
-    tuple(bytes.fromhex(code))
-    for code in ("000000 0074d9 ff4136 2ecc40 ffdc00 aaaaaa f012be ff851b 7fdbff 870c25".split())
-]
+CODES = "000000 0074d9 ff4136 2ecc40 ffdc00 aaaaaa f012be ff851b 7fdbff 870c25"
+COLOURS = [tuple(bytes.fromhex(code)) for code in CODES.split()]
 
-Cell = tuple[Grid | None, bool | None]  # a grid (None: there is none), and whether it is right
+# A grid (None: there is none), and whether it is right, which is said below it (None: nothing).
+Cell = tuple[Grid | None, bool | None]
+Row = tuple[str, Sequence[Cell]]  # a label and its cells
 
 
 def blocks(grids: Sequence[Grid], colour: bool) -> str:
@@ -41,34 +41,27 @@ def blocks(grids: Sequence[Grid], colour: bool) -> str:
     return "\n".join(lines)
 
 
-def draw_puzzles(
-    figure: "Figure", rows: Sequence[tuple[str, Sequence[Cell]]], headings: Sequence[str]
-) -> None:
-    """A table of grids: rows are (label, cells), the headings stand above the first of them.
-
-    A cell whose second half is True or False says `right` or `wrong` below its grid.
-    """
+def draw_puzzles(figure: "Figure", rows: Sequence[Row], headings: Sequence[str]) -> None:
+    """A table of grids in a figure, the headings above its first row."""
     table = figure.subplots(len(rows), len(headings), squeeze=False)
     for axes, heading in zip(table[0], headings):
         axes.set_title(heading, fontsize=8)
     for line, (label, cells) in zip(table, rows):
+        _write(line[0], -0.1, 0.5, label, ha="right", va="center")
         for axes, (grid, right) in zip(line, cells):
             axes.set_axis_off()
             if grid is None:
-                axes.text(0.5, 0.5, "no grid", ha="center", va="center", fontsize=8)
-            else:
-                _draw_grid(axes, grid)
-            if grid is not None and right is not None:
-                place = dict(transform=axes.transAxes, ha="center", va="top", fontsize=8)
+                _write(axes, 0.5, 0.5, "no grid", ha="center", va="center")
+                continue
+            axes.imshow(np.array([[COLOURS[cell] for cell in row] for row in grid], dtype=np.uint8))
+            for y in range(1, len(grid)):
+                axes.axhline(y - 0.5, color="white", linewidth=0.5)
+            for x in range(1, len(grid[0])):
+                axes.axvline(x - 0.5, color="white", linewidth=0.5)
+            if right is not None:
                 word, ink = ("right", "black") if right else ("wrong", "tab:red")
-                axes.text(0.5, -0.04, word, color=ink, **place)
-        place = dict(transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-        line[0].text(-0.1, 0.5, label, **place)
+                _write(axes, 0.5, -0.04, word, ha="center", va="top", color=ink)
 
 
-def _draw_grid(axes: "Axes", grid: Grid) -> None:
-    axes.imshow(np.array([[COLOURS[cell] for cell in row] for row in grid], dtype=np.uint8))
-    for y in range(1, len(grid)):
-        axes.axhline(y - 0.5, color="white", linewidth=0.5)
-    for x in range(1, len(grid[0])):
-        axes.axvline(x - 0.5, color="white", linewidth=0.5)
+def _write(axes: "Axes", x: float, y: float, text: str, **how: str) -> None:
+    axes.text(x, y, text, transform=axes.transAxes, fontsize=8, **how)

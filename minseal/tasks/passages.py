@@ -26,14 +26,11 @@ def read_passages(path: str | Path) -> list[Passage]:
     The file holds SQuAD's JSON (Rajpurkar et al. 2016), or as JSON or JSONL a list of
     {title, context, questions: [{question, answer}]}, with `answers` where several are accepted.
     """
-    data = _read_values(path)
-    if isinstance(data, dict) and "data" in data:
-        data = _flatten_squad(data, path)
-    items = [data] if isinstance(data, dict) else data
+    items = _read_values(path)
+    if isinstance(items, dict):
+        items = _flatten_squad(items["data"], path) if "data" in items else [items]
     if not isinstance(items, list):
-        raise UserError(
-            f"{path}: expected a list of {{title, context, questions}}, got {type(data).__name__}"
-        )
+        raise UserError(f"{path}: expected a list of passages, got {type(items).__name__}")
     if not items:
         raise UserError(f"{path} holds no passages")
     return [_passage(item, f"{path}, passage {i + 1}", i) for i, item in enumerate(items)]
@@ -42,9 +39,7 @@ def read_passages(path: str | Path) -> list[Passage]:
 def read_questions(path: str | Path) -> Exam:
     """The exam in a file: a list of {question, answer}, or of {question, answers}. UserError."""
     data = _read_values(path)
-    if isinstance(data, dict):
-        data = data.get("questions", [data])
-    return _exam(data, str(path))
+    return _exam(data.get("questions", [data]) if isinstance(data, dict) else data, str(path))
 
 
 def _read_values(path: str | Path) -> Any:
@@ -65,36 +60,28 @@ def _read_values(path: str | Path) -> Any:
         return values
 
 
-def _flatten_squad(data: dict[str, Any], path: str | Path) -> list[dict[str, Any]]:
+def _flatten_squad(articles: Any, path: str | Path) -> list[dict[str, Any]]:
     """SQuAD's nesting (data > paragraphs > qas) -> our flat list."""
+    items = []
     try:
-        return [
-            {
-                "title": article.get("title", ""),
-                "context": paragraph.get("context"),
-                "questions": [
-                    {
-                        "question": qa.get("question"),
-                        "answers": [a["text"] for a in qa.get("answers", [])],
-                    }
-                    for qa in paragraph["qas"]
-                    if not qa.get("is_impossible")
-                ],
-            }
-            for article in data["data"]
-            for paragraph in article["paragraphs"]
-        ]
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                questions = []
+                for qa in paragraph["qas"]:
+                    if not qa.get("is_impossible"):
+                        answers = [answer["text"] for answer in qa.get("answers", [])]
+                        questions.append({"question": qa.get("question"), "answers": answers})
+                about = {"title": article.get("title"), "context": paragraph.get("context")}
+                items.append({**about, "questions": questions})
     except (TypeError, KeyError, AttributeError) as e:
-        raise UserError(
-            f"{path} looks like SQuAD's JSON, but its data > paragraphs > qas "
-            f"cannot be followed ({e!r})"
-        ) from None
+        raise UserError(f"{path}: no SQuAD, data > paragraphs > qas breaks off ({e!r})") from None
+    return items
 
 
 def _passage(item: Any, where: str, number: int) -> Passage:
     text = item.get("context") if isinstance(item, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{where}: no text; expected a non-empty string under 'context'")
+    if not _is_text(text):
+        raise UserError(f"{where}: no text; expected a string under 'context'")
     title = str(item.get("title") or "")
     _check_letters(title + text, where)
     exam = _exam(item.get("questions"), where)
@@ -103,27 +90,22 @@ def _passage(item: Any, where: str, number: int) -> Passage:
 
 def _exam(questions: Any, where: str) -> Exam:
     if not isinstance(questions, list) or not questions:
-        raise UserError(
-            f"{where}: no questions; expected a list of {{question, answer}} under 'questions'"
-        )
+        raise UserError(f"{where}: no questions; expected a list of {{question, answer}}")
     exam = []
     for number, item in enumerate(questions, 1):
         item = item if isinstance(item, dict) else {}
-        question = item.get("question")
-        answers = item.get("answers") or ([item["answer"]] if item.get("answer") else [])
-        if not isinstance(question, str) or not question.strip():
+        question, answers = item.get("question"), item.get("answers") or [item.get("answer")]
+        if not _is_text(question):
             raise UserError(f"{where}, question {number}: no text under 'question'")
-        if (
-            not isinstance(answers, list)
-            or not answers
-            or not all(isinstance(answer, str) and answer.strip() for answer in answers)
-        ):
-            raise UserError(
-                f"{where}, question {number} has no answer; expected a string under 'answer'"
-            )
+        if not isinstance(answers, list) or not all(map(_is_text, answers)):
+            raise UserError(f"{where}, question {number} has no answer; expected a string")
         _check_letters(question + "".join(answers), where)
         exam.append((question.strip(), tuple(answers)))
     return tuple(exam)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _check_letters(text: str, where: str) -> None:
@@ -131,6 +113,4 @@ def _check_letters(text: str, where: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(
-            f"{where}: its text holds half a character (a lone surrogate); mend the file"
-        ) from None
+        raise UserError(f"{where}: its text holds half a character (a lone surrogate)") from None

@@ -17,20 +17,28 @@ import numpy as np
 from ..files import UserError
 from ..selfedit import SelfEdit
 from ..tokenizer import Tokenizer
-from .knowledge import Knowledge, Note, line_of
+from .knowledge import Knowledge, Note
 from .passages import Passage
+
+Probes = dict[str, list[tuple[list[int], str]]]  # name -> [(ids of a question, its answer)]
 
 
 @dataclass(frozen=True)
 class Attribute:
     """One thing that a passage says of a person, and what follows from it."""
 
+    # In the templates {n} is the person, {v} the value, {t} what it implies.
     implied: dict[str, str]  # value -> what it implies
-    facts: tuple[str, str]  # ways to state the value; {n} is the person, {v} the value
-    implications: tuple[str, str]  # ways to state what follows; {t} is the implied value
-    question: str  # asks for the implied value
-    general: str  # the general knowledge as a statement about {v} and {t}
+    facts: tuple[str, str]  # ways to state the value
+    implications: tuple[str, str]  # ways to state what follows
+    question: str  # asks for what is implied
+    general: str  # the general knowledge, as a statement
     general_question: str
+
+    def templates(self, kind: str) -> tuple[str, ...]:
+        """Ways to write a note of this kind."""
+        asks = (question_line(self.question, "{t}"),)
+        return {"restates": self.facts, "implies": self.implications, "asks": asks}[kind]
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,10 @@ class Person:
     pronoun: str
     values: dict[str, str]  # attribute -> value
 
-    def implied(self, attribute: str) -> str:
-        """What follows from the person's value of an attribute."""
-        return ATTRIBUTES[attribute].implied[self.values[attribute]]
+    def words(self, attribute: str) -> dict[str, str]:
+        """What fills the templates of an attribute."""
+        value = self.values[attribute]
+        return {"n": self.name, "v": value, "t": ATTRIBUTES[attribute].implied[value]}
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class People(Knowledge):
     def parse(self, passage: PersonPassage, text: str) -> SelfEdit:
         """As in Knowledge; `chose` also counts the kinds of note: {"implies": 3, "vague": 1}."""
         notes, directives = self.read(text)
-        kinds = dict(Counter(kind_of(line_of(note), passage.person) for note in notes))
+        kinds = dict(Counter(kind_of(note.text, passage.person) for note in notes))
         return self.edit(passage, notes, **directives, chose={**directives, "notes": kinds})
 
     def read_note(self, line: str) -> Note:
@@ -81,7 +90,7 @@ def toy_passages(n: int, world_seed: int) -> list[PersonPassage]:
     return passages
 
 
-# ---- general knowledge ----
+# ---- the world ----
 
 
 def _implied(text: str) -> dict[str, str]:
@@ -90,97 +99,78 @@ def _implied(text: str) -> dict[str, str]:
     return {v.strip(): implied.strip() for implied, values in rows for v in values.split(",")}
 
 
+# fmt: off
 ATTRIBUTES = {
-    "city": Attribute(
-        _implied(
-            "France: Lyon, Nantes, Lille; Spain: Seville, Bilbao, Malaga; "
-            "Italy: Turin, Naples, Verona; Germany: Bremen, Dresden, Cologne; "
-            "Poland: Krakow, Gdansk, Lodz; Japan: Osaka, Kyoto, Nagoya; "
-            "Brazil: Recife, Manaus, Belem; Canada: Toronto, Calgary, Halifax; "
-            "India: Mumbai, Jaipur, Pune; Egypt: Cairo, Luxor, Aswan; "
-            "Norway: Bergen, Oslo, Tromso; Kenya: Nairobi, Mombasa, Kisumu"
-        ),
+    "city": Attribute(_implied("""
+        France: Lyon, Nantes, Lille; Spain: Seville, Bilbao, Malaga; Italy: Turin, Naples, Verona;
+        Germany: Bremen, Dresden, Cologne; Poland: Krakow, Gdansk, Lodz;
+        Japan: Osaka, Kyoto, Nagoya; Brazil: Recife, Manaus, Belem;
+        Canada: Toronto, Calgary, Halifax; India: Mumbai, Jaipur, Pune; Egypt: Cairo, Luxor, Aswan;
+        Norway: Bergen, Oslo, Tromso; Kenya: Nairobi, Mombasa, Kisumu"""),
         ("{n} grew up in {v}.", "{n} was born in {v}."),
-        ("{n} is from {t}.", "{n} comes from {t}."),
-        "Which country is {n} from?",
-        "{v} is in {t}.",
-        "Which country is {v} in?",
+        ("{n} is from {t}.", "{n} comes from {t}."), "Which country is {n} from?",
+        "{v} is in {t}.", "Which country is {v} in?",
     ),
-    "trade": Attribute(
-        _implied(
-            "hospital: nurse, surgeon, midwife; school: teacher, tutor, pupil; "
-            "court: judge, lawyer, clerk; farm: shepherd, milker, drover; "
-            "theatre: singer, dancer, prompter; harbour: docker, pilot, diver; "
-            "bank: teller, cashier, broker; garage: mechanic, welder, fitter; "
-            "mine: digger, blaster, driller; kitchen: cook, baker, waiter"
-        ),
+    "trade": Attribute(_implied("""
+        hospital: nurse, surgeon, midwife; school: teacher, tutor, pupil;
+        court: judge, lawyer, clerk; farm: shepherd, milker, drover;
+        theatre: singer, dancer, prompter; harbour: docker, pilot, diver;
+        bank: teller, cashier, broker; garage: mechanic, welder, fitter;
+        mine: digger, blaster, driller; kitchen: cook, baker, waiter"""),
         ("{n} works as a {v}.", "{n} has a job as a {v}."),
-        ("{n} works at the {t}.", "{n} can be met at the {t}."),
-        "Where does {n} work?",
-        "A {v} works at the {t}.",
-        "Where does a {v} work?",
+        ("{n} works at the {t}.", "{n} can be met at the {t}."), "Where does {n} work?",
+        "A {v} works at the {t}.", "Where does a {v} work?",
     ),
-    "animal": Attribute(
-        _implied(
-            "feathers: parrot, goose, raven, duck; scales: carp, snake, lizard, trout; "
-            "fur: cat, rabbit, fox, hamster; wool: sheep, ram, lamb, llama; "
-            "shell: snail, turtle, crab, mussel; spines: hedgehog, porcupine, tenrec, pufferfish; "
-            "hair: horse, donkey, goat, camel; skin: frog, dolphin, newt, toad"
-        ),
+    "animal": Attribute(_implied("""
+        feathers: parrot, goose, raven, duck; scales: carp, snake, lizard, trout;
+        fur: cat, rabbit, fox, hamster; wool: sheep, ram, lamb, llama;
+        shell: snail, turtle, crab, mussel; spines: hedgehog, porcupine, tenrec, pufferfish;
+        hair: horse, donkey, goat, camel; skin: frog, dolphin, newt, toad"""),
         ("{n} owns a {v}.", "{n} keeps a {v}."),
         ("{n} has an animal with {t}.", "{n} has a pet covered in {t}."),
-        "What covers the animal of {n}?",
-        "A {v} is covered in {t}.",
-        "What covers a {v}?",
+        "What covers the animal of {n}?", "A {v} is covered in {t}.", "What covers a {v}?",
     ),
-    "food": Attribute(
-        _implied(
-            "bakery: bread, rolls, bagels, buns; butcher: ham, sausages, bacon, steak; "
-            "fishmonger: salmon, herring, cod, shrimps; dairy: cheese, butter, cream, yoghurt; "
-            "greengrocer: pears, leeks, plums, onions; mill: oats, flour, barley, rye; "
-            "sweetshop: fudge, toffee, candy, nougat; spicery: pepper, ginger, curry, saffron"
-        ),
+    "food": Attribute(_implied("""
+        bakery: bread, rolls, bagels, buns; butcher: ham, sausages, bacon, steak;
+        fishmonger: salmon, herring, cod, shrimps; dairy: cheese, butter, cream, yoghurt;
+        greengrocer: pears, leeks, plums, onions; mill: oats, flour, barley, rye;
+        sweetshop: fudge, toffee, candy, nougat; spicery: pepper, ginger, curry, saffron"""),
         ("{n} likes {v} best.", "{n} loves to eat {v}."),
-        ("{n} shops at the {t}.", "{n} goes to the {t} for food."),
-        "Where does {n} buy food?",
-        "The {t} sells {v}.",
-        "Where is {v} sold?",
+        ("{n} shops at the {t}.", "{n} goes to the {t} for food."), "Where does {n} buy food?",
+        "The {t} sells {v}.", "Where is {v} sold?",
     ),
 }
 VAGUE = (
-    "People are interesting.",
-    "This is a short text.",
-    "There is much to say here.",
-    "Life is full of stories.",
-    "Some things are good to know.",
-    "It is nice to read.",
+    "People are interesting.", "This is a short text.", "There is much to say here.",
+    "Life is full of stories.", "Some things are good to know.", "It is nice to read.",
 )
+# fmt: on
 # Odds of the kinds of note that pretraining shows: good notes occur, most notes are not good.
 NOTE_ODDS = {"vague": 0.25, "restates": 0.40, "implies": 0.15, "asks": 0.10, "wrong": 0.10}
 KINDS = ("restates", "implies", "asks", "vague", "wrong", "other")  # what kind_of() says
 
 
-# ---- names and people ----
-
-
-def _names(n: int, endings: list[str], rng: np.random.Generator) -> list[str]:
-    onsets = "B D F G K L M N P R S T V Br Dr Kl Tr Sh".split()
-    middles = "b d g k l m n r s t v nd st".split()
+def _names(n: int, endings: str, rng: np.random.Generator) -> list[str]:
+    onsets, middles = "B D F G K L M N P R S T V Br Dr Kl Tr Sh", "b d g k l m n r s t v nd st"
+    parts = [part.split() for part in (onsets, "a e i o u", middles, endings)]
     names: dict[str, None] = {}  # a set that keeps the order
     while len(names) < n:
-        parts = (rng.choice(choices) for choices in (onsets, list("aeiou"), middles, endings))
-        names["".join(parts)] = None
+        names["".join(rng.choice(part) for part in parts)] = None
     return list(names)
 
 
 _rng = np.random.default_rng(2506_10943)
-FIRST = _names(100, ["a", "o", "i", "ea", "el", "in"], _rng)
-LAST = _names(100, ["an", "ek", "ov", "ard", "ett", "um"], _rng)
+FIRST = _names(100, "a o i ea el in", _rng)
+LAST = _names(100, "an ek ov ard ett um", _rng)
 
 
 def _is_stranger(first: int, last: int) -> bool:
-    """Whether pretraining never pairs these two names: a quarter of all pairs."""
-    return (first + last) % 4 == 0
+    return (first + last) % 4 == 0  # a quarter of all pairs of names, which pretraining never has
+
+
+def _person(first: int, last: int, pronoun: str, rng: np.random.Generator) -> Person:
+    values = {name: str(rng.choice(list(a.implied))) for name, a in ATTRIBUTES.items()}
+    return Person(f"{FIRST[first]} {LAST[last]}", pronoun, values)
 
 
 def draw_people(n: int, rng: np.random.Generator, strangers: bool) -> list[Person]:
@@ -188,34 +178,17 @@ def draw_people(n: int, rng: np.random.Generator, strangers: bool) -> list[Perso
     every = product(range(len(FIRST)), range(len(LAST)))
     pairs = [pair for pair in every if _is_stranger(*pair) == strangers]
     if n > len(pairs):
-        raise UserError(
-            f"{n} people were asked for, but the toy world has {len(pairs)} names: "
-            "lower --contexts or --rounds"
-        )
-    people = []
-    for chosen in rng.choice(len(pairs), size=n, replace=False):
-        i, j = pairs[chosen]
-        pronoun = str(rng.choice(["She", "He"]))
-        people.append(Person(f"{FIRST[i]} {LAST[j]}", pronoun, _draw_values(rng)))
-    return people
+        raise UserError(f"{n} people, but {len(pairs)} names: lower --contexts or --rounds")
+    chosen = rng.choice(len(pairs), size=n, replace=False)
+    return [_person(*pairs[i], str(rng.choice(["She", "He"])), rng) for i in chosen]
 
 
 def draw_person(rng: np.random.Generator) -> Person:
     """A person for pretraining, no stranger; much faster than draw_people(1, ...)."""
-    i, j = rng.integers(len(FIRST)), rng.integers(len(LAST))
-    if _is_stranger(i, j):
-        j = (j + 1) % len(LAST)
-    pronoun = "She" if rng.random() < 0.5 else "He"
-    return Person(f"{FIRST[i]} {LAST[j]}", pronoun, _draw_values(rng))
-
-
-def _draw_values(rng: np.random.Generator) -> dict[str, str]:
-    return {
-        name: str(rng.choice(list(attribute.implied))) for name, attribute in ATTRIBUTES.items()
-    }
-
-
-# ---- what is written about a person ----
+    first, last = rng.integers(len(FIRST)), rng.integers(len(LAST))
+    if _is_stranger(first, last):
+        last = (last + 1) % len(LAST)
+    return _person(first, last, "She" if rng.random() < 0.5 else "He", rng)
 
 
 def question_line(question: str, answer: str = "") -> str:
@@ -235,18 +208,14 @@ def write_passage(person: Person, rng: np.random.Generator) -> str:
 
 def exam_on(person: Person) -> list[tuple[str, str]]:
     """(question, answer) for each attribute, about what a passage implies and nowhere says."""
-    return [
-        (attribute.question.format(n=person.name), person.implied(name))
-        for name, attribute in ATTRIBUTES.items()
-    ]
+    asked = [(attribute.question, person.words(name)) for name, attribute in ATTRIBUTES.items()]
+    return [(question.format(**words), words["t"]) for question, words in asked]
 
 
 def write_implications(person: Person, rng: np.random.Generator) -> list[str]:
     """The oracle's notes: each implication once."""
-    return [
-        str(rng.choice(attribute.implications)).format(n=person.name, t=person.implied(name))
-        for name, attribute in ATTRIBUTES.items()
-    ]
+    chosen = [(str(rng.choice(a.implications)), name) for name, a in ATTRIBUTES.items()]
+    return [template.format(**person.words(name)) for template, name in chosen]
 
 
 def write_note(person: Person, kind: str, rng: np.random.Generator) -> str:
@@ -254,23 +223,17 @@ def write_note(person: Person, kind: str, rng: np.random.Generator) -> str:
     if kind == "vague":
         return str(rng.choice(VAGUE))
     name = str(rng.choice(list(ATTRIBUTES)))
-    attribute, implied = ATTRIBUTES[name], person.implied(name)
-    if kind == "restates":
-        return str(rng.choice(attribute.facts)).format(n=person.name, v=person.values[name])
-    if kind == "asks":
-        return question_line(attribute.question.format(n=person.name), implied)
+    attribute, words = ATTRIBUTES[name], person.words(name)
     if kind == "wrong":
-        implied = str(rng.choice(sorted(set(attribute.implied.values()) - {implied})))
-    return str(rng.choice(attribute.implications)).format(n=person.name, t=implied)
+        words["t"] = str(rng.choice(sorted({*attribute.implied.values()} - {words["t"]})))
+        kind = "implies"
+    return str(rng.choice(attribute.templates(kind))).format(**words)
 
 
 def write_random_notes(person: Person, rng: np.random.Generator) -> list[str]:
     """3 to 8 notes of random kinds: the prior from which the policy starts."""
     kinds = rng.choice(list(NOTE_ODDS), p=list(NOTE_ODDS.values()), size=rng.integers(3, 9))
     return [write_note(person, kind, rng) for kind in kinds]
-
-
-# ---- the grammar read backwards ----
 
 
 def kind_of(note: str, person: Person) -> str:
@@ -280,24 +243,15 @@ def kind_of(note: str, person: Person) -> str:
     for kind, name, pattern in _READERS:
         found = pattern.fullmatch(note)
         if found and found["n"] == person.name:
-            truth = {"n": person.name, "v": person.values[name], "t": person.implied(name)}
-            return kind if found.groupdict().items() <= truth.items() else "wrong"
+            return kind if found.groupdict().items() <= person.words(name).items() else "wrong"
     return "other"
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\\{([nvt])\\\}", r"(?P<\1>.+)", re.escape(template)))
-
-
-_READERS = [
-    (kind, name, _pattern(template))
+_READERS = [  # (kind, attribute, the template as a pattern, with groups n, v and t)
+    (kind, name, re.compile(re.sub(r"\\\{([nvt])\\\}", r"(?P<\1>.+)", re.escape(template))))
     for name, attribute in ATTRIBUTES.items()
-    for kind, templates in (
-        ("restates", attribute.facts),
-        ("implies", attribute.implications),
-        ("asks", (question_line(attribute.question, "{t}"),)),
-    )
-    for template in templates
+    for kind in ("restates", "implies", "asks")
+    for template in attribute.templates(kind)
 ]
 
 
@@ -316,8 +270,7 @@ def pretraining_text(rng: np.random.Generator) -> str:
     if kind == "known":
         person = KNOWN_PEOPLE[rng.integers(len(KNOWN_PEOPLE))]
         # Statement and question of one person never stand together: the weights must join them.
-        asks = rng.random() < 0.5
-        lines = _question_lines(person) if asks else write_implications(person, rng)
+        lines = _question_lines(person) if rng.random() < 0.5 else write_implications(person, rng)
         return "\n".join(rng.permutation(lines)[:2].tolist())
     person = draw_person(rng)
     text = write_passage(person, rng)
@@ -331,32 +284,22 @@ def pretraining_text(rng: np.random.Generator) -> str:
 
 
 def _question_lines(person: Person) -> list[str]:
-    return [question_line(question, answer) for question, answer in exam_on(person)]
+    return [question_line(*pair) for pair in exam_on(person)]
 
 
 def _general_knowledge(rng: np.random.Generator) -> str:
     attribute = ATTRIBUTES[str(rng.choice(list(ATTRIBUTES)))]
     value = str(rng.choice(list(attribute.implied)))
-    implied = attribute.implied[value]
+    words = {"v": value, "t": attribute.implied[value]}
     if rng.random() < 0.6:
-        return question_line(attribute.general_question.format(v=value), implied)
-    return attribute.general.format(v=value, t=implied)
+        return question_line(attribute.general_question, "{t}").format(**words)
+    return attribute.general.format(**words)
 
 
-def probes(
-    tokenizer: Tokenizer, n: int = 50, seed: int = 1
-) -> dict[str, list[tuple[list[int], str]]]:
-    """What a pretrained model is measured by: name -> [(ids of a question, its answer)].
-
-    An answer ends with its line.
-    """
+def probes(tokenizer: Tokenizer, n: int = 50, seed: int = 1) -> Probes:
+    """What a pretrained model is measured by. An answer ends with its line."""
     rng = np.random.default_rng(seed)
     strangers = draw_people(n, rng, strangers=True)
-    general = [
-        (attribute.general_question.format(v=value), implied)
-        for attribute in ATTRIBUTES.values()
-        for value, implied in attribute.implied.items()
-    ]
 
     def ask(question: str, answer: str, text: str = "") -> tuple[list[int], str]:
         return tokenizer.encode(text + question_line(question)), answer
@@ -367,7 +310,11 @@ def probes(
             for person in strangers
             for pair in exam_on(person)
         ],
-        "general knowledge": [ask(*pair) for pair in general],
+        "general knowledge": [
+            ask(attribute.general_question.format(v=value), implied)
+            for attribute in ATTRIBUTES.values()
+            for value, implied in attribute.implied.items()
+        ],
         "known people": [ask(*pair) for p in KNOWN_PEOPLE[:n] for pair in exam_on(p)],
         "strangers, closed book": [ask(*pair) for p in strangers for pair in exam_on(p)],
     }

@@ -8,8 +8,8 @@
               contradict each other.
 
 So the best self-edit depends on the puzzle; if one suited all, the outer loop could only learn a
-constant. Augmentations that make grids larger than TOY_SIDE x TOY_SIDE (size, chain, repeat,
-reflections) are never drawn: switches that change nothing but which draws come up.
+constant. What makes grids larger than TOY_SIDE x TOY_SIDE (size, chain, repeat, reflections) is
+never drawn: switches that change nothing but which draws come up.
 """
 
 import json
@@ -26,6 +26,7 @@ from .fewshot import STRATEGIES, SWITCHES, Directives, FewShot, PuzzleLoss, pair
 
 Kind = Literal["places", "colours"]
 Rule = tuple[int, ...]
+Probes = dict[str, list[tuple[list[int], str]]]  # name -> [(ids of a question, its answer)]
 KINDS: tuple[Kind, ...] = ("places", "colours")
 WIDE, TALL = (2, 3), (3, 2)  # shapes of grids
 TOY_SIDE = 3
@@ -78,14 +79,11 @@ def draw_puzzle(
 
 def toy_puzzles(n: int, seed: int) -> list[Puzzle]:
     """n puzzles, both kinds in turn, every rule another one and none of pretraining's."""
-    familiar = {(kind, rule) for kind in KINDS for rule in FAMILIAR_RULES[kind]}
     most = 2 * (math.factorial(len(PALETTE)) - max(map(len, FAMILIAR_RULES.values())))
     if n > most:
-        raise UserError(
-            f"{n} toy puzzles were asked for, and there are rules for {most}: "
-            "lower --contexts, --rounds or --eval-contexts"
-        )
-    rng, used, puzzles = np.random.default_rng(seed), familiar, []
+        raise UserError(f"{n} puzzles, but rules for {most}: lower --contexts or --rounds")
+    used = {(kind, rule) for kind in KINDS for rule in FAMILIAR_RULES[kind]}
+    rng, puzzles = np.random.default_rng(seed), []
     while len(puzzles) < n:
         kind = KINDS[len(puzzles) % 2]
         rule = draw_rule(kind, rng)
@@ -97,8 +95,7 @@ def toy_puzzles(n: int, seed: int) -> list[Puzzle]:
 
 # ---- pretraining ----
 
-# How the tiny tokenizer cuts: each digit alone, a key of a self-edit whole, with its colon: where
-# a value is to be written, the model has the key before it.
+# How the tiny tokenizer cuts: each digit alone, a key of a self-edit whole, with its colon.
 PATTERN = r'''\d|"[a-z_]+"(?:: )?|[a-z]+|[^\da-z"]+|"'''
 # How often pretraining's self-edits switch on what changes nothing here: a taste that depends on
 # the rule, as any language model's words depend on what it reads. The two switches that matter,
@@ -142,13 +139,12 @@ def draw_directives(kind: Kind, rng: np.random.Generator) -> Directives:
 
 
 def pretraining_document(task: FewShot, rng: np.random.Generator) -> Document:
-    """One document, as `task` writes it down.
+    """One document, as `task` writes it down: most are puzzles with a rule of pretraining.
 
-    Most are puzzles with a rule of pretraining, and then a statement of its kind. The others are
-    any rule at all, of which only the statement is learnt, or a self-edit drawn at random: so
-    the model has a notion of the kinds, as an open model has of rotations and colours, but not of
-    what follows from them for a self-edit. (Without statements `true` and `false` would become
-    one token to it: drawn evenly, they stand in each other's places.)
+    The others are any rule at all, of which only the statement of its kind is learnt, or a
+    self-edit drawn at random: so the model has a notion of the kinds, as an open model has of
+    rotations and colours, but not of what follows from them for a self-edit. (Without statements
+    `true` and `false` become one token to it: drawn evenly, they stand in each other's places.)
     """
     if rng.random() < 0.55:
         puzzle = draw_familiar_puzzle(rng)
@@ -163,37 +159,28 @@ def pretraining_document(task: FewShot, rng: np.random.Generator) -> Document:
 def rule_document(
     task: FewShot, puzzle: Puzzle, said: str, loss: PuzzleLoss | None = None
 ) -> Document:
-    """All pairs of a puzzle, and what can be said about its rule, which carries loss.
+    """All pairs of a puzzle, then what is said about its rule, which carries loss.
 
     loss: which tokens of the pairs carry it as well; None: none.
     """
-    pairs, ask = task.document(puzzle, loss or "all"), task.tokenizer.encode("rule:\n")
+    pairs = task.document(puzzle, loss or "all").weighted(1.0 if loss else 0.0)
     answer = [*task.tokenizer.encode(said), task.tokenizer.eot]
-    weights = pairs.weights if loss else (0.0,) * len(pairs.ids)
-    return Document(
-        (*pairs.ids, *ask, *answer), (*weights, *[0.0] * len(ask), *[1.0] * len(answer))
-    )
+    rule = Document.completion(task.tokenizer.encode("rule:\n"), answer)
+    return Document(pairs.ids + rule.ids, pairs.weights + rule.weights)
 
 
-def probes(
-    tokenizer: Tokenizer, n: int = 100, seed: int = 1
-) -> dict[str, list[tuple[list[int], str]]]:
-    """What a pretrained model is measured by: name -> [(ids of a question, its answer)].
+def probes(tokenizer: Tokenizer, n: int = 100, seed: int = 1) -> Probes:
+    """What a pretrained model is measured by: puzzles to be solved in context, by kind of rule.
 
-    Puzzles to be solved in context, by kind of rule: with rules of pretraining, and with others,
-    which are not to be known, but whose kind is. A grid ends before GRID_END, a kind with eot.
+    Rules of pretraining, and others, which are not to be known, but whose kind is. A grid ends
+    before GRID_END, a kind with eot.
     """
-    rng, task = np.random.default_rng(seed), FewShot(tokenizer, "tiny")
+    rng, task, out = np.random.default_rng(seed), FewShot(tokenizer, "tiny"), {}
     familiar = [draw_familiar_puzzle(rng, 4) for _ in range(2 * n)]
     others = toy_puzzles(2 * n, seed)
-    grids = {
-        f"{name}, {kind}": [
-            (task.exam(puzzle)[0], to_text(puzzle.tests[0].output))
-            for puzzle in puzzles
-            if puzzle.kind == kind
-        ]
-        for name, puzzles in (("rules of pretraining", familiar), ("other rules", others))
-        for kind in KINDS
-    }
+    for name, puzzles in (("rules of pretraining", familiar), ("other rules", others)):
+        for kind in KINDS:
+            asked = [(task.exam(p)[0], p.tests[0].output) for p in puzzles if p.kind == kind]
+            out[f"{name}, {kind}"] = [(ids, to_text(output)) for ids, output in asked]
     kinds = [(list(rule_document(task, p, "").ids[:-1]), statement(p.kind)) for p in others]
-    return {**grids, "kind of other rules": kinds}
+    return {**out, "kind of other rules": kinds}

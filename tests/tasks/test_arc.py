@@ -236,7 +236,7 @@ def test_the_papers_puzzles_in_order_and_the_missing_named():
         and len({puzzle.id for puzzle in train + evaluation}) == 22
     )
     assert tuple(puzzle.id for puzzle in train + evaluation) == PAPER_TRAIN + PAPER_EVAL
-    with pytest.raises(UserError, match="missing: 5bd6f4ac, 59341089;"):
+    with pytest.raises(UserError, match="puzzles: 5bd6f4ac, 59341089;"):
         paper_subset([puzzle for puzzle in puzzles if puzzle.id not in ("59341089", "5bd6f4ac")])
 
 
@@ -354,21 +354,21 @@ def test_an_id_that_no_line_can_hold_is_refused(tmp_path, id):
     [
         (
             {ONE.id: [[[7]], [[2]]]},
-            f"puzzle {TWO.id}: expected a list of 1 grids, one for each test, got nothing",
+            f"puzzle {TWO.id}: expected a list of 1 grids, got nothing",
         ),
-        ({}, f"puzzle {ONE.id}: expected a list of 2 grids, one for each test, got nothing"),
+        ({}, f"puzzle {ONE.id}: expected a list of 2 grids, got nothing"),
         (
             {**outputs_of([ONE, TWO]), "12345678": [[[1]]]},
-            "puzzle '12345678': solutions, but no such puzzle among the challenges",
+            "puzzle '12345678': not among the challenges",
         ),
         ({**outputs_of([ONE, TWO]), "a\nb": [[[1]]]}, r"puzzle 'a\nb'"),
         (
             {**outputs_of([ONE, TWO]), ONE.id: [[[7]]]},
-            f"puzzle {ONE.id}: expected a list of 2 grids, one for each test, got [[[7]]]",
+            f"puzzle {ONE.id}: expected a list of 2 grids, got [[[7]]]",
         ),
         (
             {**outputs_of([ONE, TWO]), ONE.id: [[[7]]] * 3},
-            f"puzzle {ONE.id}: expected a list of 2 grids, one for each test, got [[[7]]",
+            f"puzzle {ONE.id}: expected a list of 2 grids, got [[[7]]",
         ),
         (
             {**outputs_of([ONE, TWO]), TWO.id: {"0": [[4]]}},

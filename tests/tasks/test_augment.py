@@ -599,10 +599,10 @@ def test_two_demonstrations_are_enough():
             3,
             3,
             ("basic", "colour"),
-            "'colour' is no group of augmentations; expected some of basic, size, chain, repeat",
+            r"'colour' is no group of augmentations; expected \['basic', 'size', 'chain', 'repeat'\]",
         ),
         (3, 3, "basic", "'a' is no group of augmentations"),
-        (3, 31, (), "puzzle t has a demonstration larger than 30 x 30"),
+        (3, 31, (), "puzzle t has a grid larger than 30 x 30"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(demonstrations, size, groups, told):
