@@ -59,7 +59,7 @@ def bench_inner(config: BenchConfig, say: Callable[[str], None] = print) -> dict
         f"{len(edits)} self-edits of {tokens:.0f} tokens, {config.epochs} epochs, {device}, "
         f"{dtype}, {torch.get_num_threads()} threads, {model.size() / 1e6:.2f} M parameters"
     )
-    peer = to_peft(model, tokenizer, inner)
+    peer = to_transformers(model, tokenizer)
     contestants = enter(model, peer, edits, inner)
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in tqdm(range(1 + config.repeats), unit="round", disable=None):
@@ -78,10 +78,8 @@ def bench_inner(config: BenchConfig, say: Callable[[str], None] = print) -> dict
         rows[name] = {"ms": middle, "over batch size 1": one, "over padded batch": padded}
         speed = tokens * config.epochs / middle * 1e3
         table.append([name, f"{middle:.1f}", f"{one:.1f}", f"{padded:.1f}", f"{speed:.0f}"])
-    with adapt(model, edits[:1], inner) as adapters:
-        differences = np.subtract(adapters.losses[0], train_peer(peer, inner, edits[:1]))
-    worst = float(np.abs(differences).max())
     say("\n" + aligned(table))
+    worst = compare_losses(model, peer, edits[:1], inner)
     say(f"\nBoth train alike: on one self-edit their losses differ by at most {worst:.0e}.")
     return {"rows": rows, "loss_difference": worst}
 
@@ -90,11 +88,15 @@ def enter(
     model: GPT, peer: Any, edits: list[SelfEdit], inner: InnerConfig
 ) -> dict[str, Contestant]:
     """All contestants, in the order of the table."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=inner.rank, lora_alpha=inner.alpha, target_modules="all-linear")
+    wrap = partial(get_peft_model, peer, lora)
     few = edits[::8]  # one self-edit after another is slow: an eighth, long and short alike
     single, most = replace(inner, batch=1), min(32, len(edits))  # one document a step
     contestants = {
-        PEERS[0]: (few, partial(train_peer, peer, single)),
-        PEERS[1]: (few, partial(train_peer, peer, inner)),
+        PEERS[0]: (few, partial(train_peer, wrap, single)),
+        PEERS[1]: (few, partial(train_peer, wrap, inner)),
         "minseal, K = 1": (few, partial(train_ours, model, inner, 1)),
     }
     for K in (8, 32, 64):
@@ -111,45 +113,54 @@ def train_ours(model: GPT, inner: InnerConfig, K: int, edits: list[SelfEdit]) ->
             pass
 
 
-def train_peer(peer: Any, inner: InnerConfig, edits: list[SelfEdit]) -> list[float]:
-    """One adapter after another, with torch's AdamW; returns the losses of the last one."""
-    trainable = [p for p in peer.parameters() if p.requires_grad]
-    first = [p.detach().clone() for p in trainable]
+def train_peer(wrap: Callable[[], Any], inner: InnerConfig, edits: list[SelfEdit]) -> list[float]:
+    """One adapter of peft's after another; returns the losses of the last one."""
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     for edit in edits:
+        model = wrap()
+        trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=inner.lr, weight_decay=0)
-        documents = [torch.tensor(d.ids, device=peer.device) for d in edit.documents]
+        documents = [torch.tensor(d.ids, device=model.device) for d in edit.documents]
         losses, size = [], inner.batch or len(documents)
         for _ in range(inner.epochs):
             for i in range(0, len(documents), size):
                 some = documents[i : i + size]
                 ids, real = pad(some), pad([torch.ones_like(d) for d in some])  # each (B, T)
                 labels = ids.masked_fill(real == 0, -100)  # (B, T)
-                loss = peer(input_ids=ids, attention_mask=real, labels=labels).loss
+                loss = model(input_ids=ids, attention_mask=real, labels=labels).loss
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 losses.append(loss.item())
-        for parameter, start in zip(trainable, first):
-            parameter.data.copy_(start)
+        model.unload()
     return losses
 
 
-def to_peft(model: GPT, tokenizer: Tokenizer, inner: InnerConfig) -> Any:
-    """The same model in transformers, in an adapter of peft's with the first weights of ours."""
+def compare_losses(model: GPT, peer: Any, edits: list[SelfEdit], inner: InnerConfig) -> float:
+    """Largest difference of minseal's and peft's losses, from the same first weights."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, logging
 
-    logging.disable_progress_bar()
-    weight, lora = model.wte.weight, LoRAConfig(inner.rank, inner.alpha)
+    lora = LoRAConfig(inner.rank, inner.alpha)
     with attach(model, 1, lora) as adapters:
         state = adapters.state()
     with tempfile.TemporaryDirectory() as folder:
+        save_adapter(folder, model, state, lora, "the bench's model")
+        wrap = partial(PeftModel.from_pretrained, peer, folder, is_trainable=True)
+        theirs = train_peer(wrap, inner, edits)
+    with adapt(model, edits, inner) as adapters:
+        return float(np.abs(np.subtract(theirs, adapters.losses[0])).max())
+
+
+def to_transformers(model: GPT, tokenizer: Tokenizer) -> Any:
+    """The same model in transformers."""
+    from transformers import AutoModelForCausalLM, logging
+
+    logging.disable_progress_bar()
+    weight = model.wte.weight
+    with tempfile.TemporaryDirectory() as folder:
         export(folder, model, tokenizer)
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=weight.dtype)
-        save_adapter(f"{folder}/adapter", model, state, lora, folder)
-        theirs = theirs.to(weight.device)
-        return PeftModel.from_pretrained(theirs, f"{folder}/adapter", is_trainable=True)
+    return theirs.to(weight.device)
 
 
 def write_edits(config: BenchConfig, tokenizer: Tokenizer) -> list[SelfEdit]:
