@@ -1,6 +1,7 @@
 """Ask a model, with an adapter or without."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..config import ModelConfig, mix_seed
@@ -45,11 +46,12 @@ def chat(
     model, tokenizer = open_model(config)
     turns: Turns = []
     say("an empty line ends the chat")
-    while line := _read_line(read):
-        turns.append(("user", line))
-        said = answer(model, tokenizer, config, turns, mix_seed(config.seed, len(turns)))
-        say(said)
-        turns.append(("assistant", said))
+    with suppress(EOFError):
+        while line := read("> ").strip():
+            turns.append(("user", line))
+            said = answer(model, tokenizer, config, turns, mix_seed(config.seed, len(turns)))
+            say(said)
+            turns.append(("assistant", said))
 
 
 def open_model(config: AskConfig) -> tuple[GPT, Tokenizer]:
@@ -79,10 +81,3 @@ def answer(model: GPT, tokenizer: Tokenizer, config: AskConfig, turns: Turns, se
     most = min(config.max_tokens, reads - len(prompt))
     how = dict(temperature=config.temperature, stop=stop, seed=seed)
     return sample(model, tokenizer, [prompt], 1, most, **how)[0][0].strip()
-
-
-def _read_line(read: Callable[[str], str]) -> str:
-    try:
-        return read("> ").strip()
-    except EOFError:
-        return ""

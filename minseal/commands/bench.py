@@ -97,11 +97,11 @@ def enter(
     contestants = {
         PEERS[0]: (few, partial(train_peer, wrap, single)),
         PEERS[1]: (few, partial(train_peer, wrap, inner)),
-        "minseal, K = 1": (few, partial(train_ours, model, inner, 1)),
     }
-    for K in (8, 32, 64):
+    for K in (1, 8, 32, 64):
         if K <= len(edits):
-            contestants[f"minseal, K = {K}"] = (edits, partial(train_ours, model, inner, K))
+            some = few if K == 1 else edits
+            contestants[f"minseal, K = {K}"] = (some, partial(train_ours, model, inner, K))
     last = f"minseal, K = {most}, one document a step"
     return contestants | {last: (edits, partial(train_ours, model, single, most))}
 

@@ -80,15 +80,12 @@ def learn(
     given_exam = read_questions(config.exam) if config.exam else None
     run, out = open_run(config, list(texts), say), Path(config.out)
     lab, start = open_lab(config, run)
-    tokenizer = lab.task.tokenizer
-    cut = [split_document(tokenizer, name, text, config.section) for name, text in texts.items()]
-    sections = [section for document in cut for section in document]
-    given_notes = read_notes(lab.task, config.notes) if config.notes else None
-    check_sections(lab, config, sections, given_notes or {})
+    sections = cut_documents(lab, config, texts)
     words = sum(len(text.split()) for text in texts.values())
     say(f"{words} words in {len(sections)} sections, {lab.policy.size() / 1e6:.0f} M parameters")
 
-    notes = write_notes(lab, config, sections) if given_notes is None else given_notes
+    given = read_notes(lab.task, config.notes) if config.notes else None
+    notes = write_notes(lab, config, sections) if given is None else given
     edits = make_edits(lab, sections, notes)
     keep(run, out / "notes.md", config.notes, write_text(notes_as_text(sections, notes)))
     say(f"notes: {out}/notes.md, {sum(map(len, notes.values()))} of them")
@@ -175,19 +172,20 @@ def open_lab(config: LearnConfig, run: Run) -> tuple[Lab, dict[str, Tensor]]:
     return Lab(Opened(model, task, [], []), run, inner, outer, config.seed), start
 
 
-def check_sections(lab: Lab, config: LearnConfig, sections: list[Passage], notes: Notes) -> None:
-    """Refuse what would fail after minutes: no text, too long sections, notes of other ones."""
+def cut_documents(lab: Lab, config: LearnConfig, texts: dict[str, str]) -> list[Passage]:
+    """The sections of all files. UserError if there are none, or the model cannot read one."""
+    reads, tokenizer = lab.policy.config.block_size, lab.task.tokenizer
+    sections: list[Passage] = []
+    for name, text in texts.items():
+        sections += split_document(tokenizer, name, text, config.section)
     if not sections:
         raise UserError("there is no text under the headings: nothing to learn")
-    reads, tokenizer = lab.policy.config.block_size, lab.task.tokenizer
     tasks = [Knowledge(tokenizer, style) for style in (*config.prompts, "self-qa")]
     longest = max(len(task.prompt(s)) + task.edit_tokens for s in sections for task in tasks)
     if longest > reads:
         told = f"a section with its prompt and what is written on it needs {longest} tokens"
         raise UserError(f"{told}; the model reads {reads}: lower --section")
-    if notes and max(notes) > len(sections):
-        told = f"{config.notes} holds notes on section {max(notes)}; there are {len(sections)}"
-        raise UserError(f"{told}: give the same files and --section as when it was written")
+    return sections
 
 
 # ---- notes and exam ------------------------------------------------------------------------------
@@ -229,6 +227,9 @@ def write_exam(lab: Lab, sections: list[Passage]) -> Exam:
 
 def make_edits(lab: Lab, sections: list[Passage], notes: Notes) -> list[SelfEdit]:
     """A self-edit of each section: its notes, and the section itself."""
+    if max(notes, default=0) > len(sections):
+        told = f"there are notes on section {max(notes)} of {len(sections)}"
+        raise UserError(f"{told}: give the files and --section that they were written with")
     edits, reads = [], lab.policy.config.block_size
     for i, section in enumerate(sections, 1):
         edit = lab.task.edit(section, notes.get(i, []))
