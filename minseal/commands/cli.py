@@ -1,4 +1,4 @@
-"""`minseal ...`: a table of commands. Options are the fields of settings, their comments the help."""
+"""`minseal ...`: a table of commands; options are fields of settings, their comments the help."""
 
 import argparse
 import inspect
