@@ -55,9 +55,6 @@ def mix_seed(*parts: int | str) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-# ---- dataclasses into options --------------------------------------------------------------------
-
-
 def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
     """An option for each field of a settings dataclass, and of those inside it."""
     options = list(_options(settings))

@@ -24,9 +24,8 @@ OnStep = Callable[[int, int, Tensor], None]  # (step, steps, loss of the adapter
 class InnerConfig(Settings):
     """How one self-edit becomes one adapter; a self-edit's own lr and epochs replace these.
 
-    Paper: every line is padded to 2048 tokens, q and v get LoRA. Here: documents are packed,
-    attention stays inside each, every linear layer gets LoRA, because padding was 98 % of the work
-    and the MLP learns facts best.
+    Paper: every line is padded to 2048 tokens, LoRA on q and v. Here: documents are packed, LoRA on
+    every linear layer, because padding was 98 % of the work and the MLP learns facts best.
     """
 
     lr: float = 3e-3  # learning rate (paper: 1e-3)

@@ -6,8 +6,7 @@
 
     y = x W^T + scale * (x A^T) B^T        A: (K, R, in), B: (K, out, R), B = 0 at first
 
-merge(k) adds adapter k to the weights for good and removes them all. K = 1 is ordinary LoRA; there
-is no second code path.
+merge(k) adds adapter k to the weights for good and removes them all. K = 1 is ordinary LoRA.
 """
 
 import math
@@ -90,17 +89,14 @@ class LoRALinear(nn.Module):
 
 
 class Adapters:
-    """K adapters attached to a model; at the end of a `with` they are removed.
-
-    losses[k]: adapter k's loss at every step, failed[k]: why its training failed (inner.py).
-    """
+    """K adapters attached to a model; at the end of a `with` they are removed."""
 
     def __init__(
         self, model: GPT, layers: dict[str, LoRALinear], trainable: list[nn.Parameter]
     ) -> None:
         self.model, self.layers, self.trainable = model, layers, trainable
-        self.losses: list[list[float]] = []
-        self.failed: dict[int, str] = {}
+        self.losses: list[list[float]] = []  # adapter k's loss at every step (inner.py)
+        self.failed: dict[int, str] = {}  # why adapter k's training failed
 
     def __len__(self) -> int:
         return len(next(iter(self.layers.values())).A)

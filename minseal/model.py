@@ -2,8 +2,7 @@
 
 Shape letters, here and everywhere in minseal:
 B rows, T tokens, C channels, H heads, D head size, V vocabulary, K adapters, R LoRA rank
-(and S: tokens held by a key-value cache, new ones included; H_kv: key-value heads, fewer than H in
-grouped-query attention).
+(and S: tokens in a key-value cache, new ones included; H_kv: key-value heads, at most H).
 """
 
 import math
@@ -201,10 +200,9 @@ def positions_in_document(docs: Tensor) -> Tensor:
 
 
 def same_document(docs_q: Tensor, docs_k: Tensor) -> Tensor:
-    """(B, T) and (B, S) document numbers -> (B, 1, T, S), true where a query may look.
+    """(B, T) and (B, S) document numbers -> (B, 1, T, S): in its own document, and not ahead.
 
-    That is in its own document, and not ahead; the queries are the last T of the S keys.
-    Padding sees earlier padding: harmless, and no row is empty.
+    The queries are the last T of the S keys. Padding sees padding: harmless, and no row is empty.
     """
     T, S = docs_q.shape[1], docs_k.shape[1]
     causal = torch.ones(T, S, dtype=torch.bool, device=docs_q.device).tril(S - T)  # (T, S)

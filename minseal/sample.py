@@ -65,8 +65,7 @@ def sample(
         waiting = [i for i, row in enumerate(active) if not row.done]
         if not waiting or t + 1 == max_tokens:
             break
-        # Rows that are done leave, but not one by one: moving the cache costs, too. Adapters need
-        # their groups whole.
+        # Finished rows leave, not one by one: moving the cache costs. Adapters need whole groups.
         if model.n_adapters is None and len(waiting) < 0.75 * len(active):
             keep = torch.tensor(waiting, device=device)  # (fewer B,)
             cache.take(keep)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..config import ModelConfig
 from ..files import UserError, read_text, write_json, write_text
 from ..inner import InnerConfig, OnStep
-from ..lab.lab import Lab, Opened, restore_policy
+from ..lab.lab import Lab, restore_policy
 from ..lab.run import Run, Step
 from ..lab.table import aligned
 from ..lora import LoRAConfig, attach, merge_state
@@ -169,7 +169,7 @@ def open_lab(config: LearnConfig, run: Run) -> tuple[Lab, dict[str, Tensor]]:
             start = {**adapters.state(), **start}  # layers that it did not adapt join in
     task = Knowledge(tokenizer, grading="contains", topic=False)
     outer = OuterConfig(temperature=config.temperature, at_once=1)
-    return Lab(Opened(model, task, [], []), run, inner, outer, config.seed), start
+    return Lab(model, task, [], [], run, inner, outer, config.seed), start
 
 
 def cut_documents(lab: Lab, config: LearnConfig, texts: dict[str, str]) -> list[Passage]:

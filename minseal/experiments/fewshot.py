@@ -1,7 +1,7 @@
 """`minseal run fewshot`: self-edits that say how to train on a puzzle's demonstrations."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from ..lab.lab import Lab, experiment
@@ -79,8 +79,8 @@ def fewshot(lab: Lab, config: FewShotConfig) -> None:
     lab.reliability(history, config.reliability_contexts)
     if config.control:
         # One drawn at random from several is one: the control samples no more.
-        random = replace(config.outer, select="random", samples=1)
-        lab.outer_loop("control", random, series=both[1], over=own, rival=True)
+        control = dict(select="random", samples=1, series=both[1], over=own, rival=True)
+        lab.outer_loop("control", **control)
         lab.reset()
     lab.arm("oracle", lambda: lab.study(held_out, task.oracle), over="in context")
 

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..config import ModelConfig
 from ..files import UserError
 from ..inner import InnerConfig
-from ..lab.lab import Lab, Opened, experiment
+from ..lab.lab import Lab, experiment
 from ..lab.run import Run, Step
 from ..open_models.load import load
 from ..outer import OuterConfig, Trial
@@ -62,10 +62,7 @@ def task_of(config: KnowledgeConfig, tokenizer: Tokenizer, style: str) -> Knowle
     return task
 
 
-# ---- what is opened ------------------------------------------------------------------------------
-
-
-def people(config: KnowledgeConfig) -> Opened:
+def people(config: KnowledgeConfig, run: Run) -> Lab:
     """The model, and passages: disjoint ones to train on and to hold out."""
     policy, tokenizer = load(config.model, config.device, config.dtype)
     task = task_of(config, tokenizer, config.prompt)
@@ -77,7 +74,7 @@ def people(config: KnowledgeConfig) -> Opened:
         if n > (reads := policy.config.block_size):
             told = f"passage {passage.id!r} needs {n} tokens with what is written after it"
             raise UserError(f"{told}; the model reads {reads}: lower --edit-tokens")
-    return Opened(policy, task, train, held_out)
+    return Lab(policy, task, train, held_out, run, config.inner, config.outer, config.seed)
 
 
 def split(config: KnowledgeConfig) -> tuple[list[Passage], list[Passage]]:
@@ -99,9 +96,6 @@ def split(config: KnowledgeConfig) -> tuple[list[Passage], list[Passage]]:
         first = min(both)[:60]
         raise UserError(f"{len(both)} passages are in training and eval data, such as {first!r}")
     return train, held_out
-
-
-# ---- what is shown -------------------------------------------------------------------------------
 
 
 def mix(run: Run, step: Step) -> dict[str, Any]:
@@ -162,9 +156,6 @@ def _wrapped(trial: Trial, width: int) -> list[str]:
     return [f"reward {trial.reward:.2f}", *lines]
 
 
-# ---- the ladder ----------------------------------------------------------------------------------
-
-
 @experiment(
     "knowledge",
     KnowledgeConfig,
@@ -199,8 +190,8 @@ def knowledge(lab: Lab, config: KnowledgeConfig) -> None:
     lab.reliability(history, config.reliability_contexts)
     if config.control:
         # One drawn at random from several is one: the control samples no more.
-        random = replace(config.outer, select="random", samples=1)
-        lab.outer_loop("control", random, series=both[1], over="own notes", rival=True)
+        control = dict(select="random", samples=1, series=both[1], over="own notes", rival=True)
+        lab.outer_loop("control", **control)
         lab.reset()
     lab.arm("oracle notes", lambda: lab.study(held_out, task.oracle), over="passage only")
     in_context = lambda: lab.plain(held_out, in_context=True)

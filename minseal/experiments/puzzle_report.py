@@ -78,9 +78,6 @@ def puzzle_columns(results: Results) -> tuple[list[str], Callable[[dict], list[s
     return [*kinds, *(p.replace("pass", "pass@") for p in passes), "unreadable"], cells
 
 
-# ---- below the table -----------------------------------------------------------------------------
-
-
 def conclude(run: Run, results: Results) -> Results:
     """Whose doing the gain is, what was held out, and how much could not be read."""
     written = [  # a text that is tried again counts once

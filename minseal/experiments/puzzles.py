@@ -9,7 +9,8 @@ import numpy as np
 from ..config import ModelConfig
 from ..files import UserError
 from ..inner import InnerConfig
-from ..lab.lab import Lab, Opened
+from ..lab.lab import Lab
+from ..lab.run import Run
 from ..open_models.load import load
 from ..outer import OuterConfig
 from ..selfedit import InvalidSelfEdit, check_directive
@@ -63,10 +64,7 @@ def fixed_directives(config: PuzzleConfig) -> Directives:
     return Directives(names, "outputs", config.inner.lr, config.inner.epochs)
 
 
-# ---- what is opened ------------------------------------------------------------------------------
-
-
-def puzzles(config: PuzzleConfig) -> Opened:
+def puzzles(config: PuzzleConfig, run: Run) -> Lab:
     """The model, and puzzles: disjoint ones to train on and to hold out."""
     policy, tokenizer = load(config.model, config.device, config.dtype)
     toy, block_size = not config.data, policy.config.block_size
@@ -97,7 +95,8 @@ def puzzles(config: PuzzleConfig) -> Opened:
             raise UserError(told + hint)
     require_solutions(held_out + train)
     task.answer_tokens = longest_answer(tokenizer, held_out + train)
-    return Opened(policy, task, train, held_out)
+    outer = getattr(config, "outer", OuterConfig(temperature=0.6))  # ttt asks as fewshot does
+    return Lab(policy, task, train, held_out, run, config.inner, outer, config.seed)
 
 
 def split(config: PuzzleConfig, task: FewShot) -> tuple[list[Puzzle], list[Puzzle]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..files import UserError
 from ..inner import adapt
 from ..lab.lab import Lab, experiment, restore_policy
-from ..outer import OuterConfig, Trial
+from ..outer import Trial
 from ..tasks.fewshot import SWITCHES
 from .puzzle_report import conclude, describe, draw_predictions, notes, puzzle_columns
 from .puzzles import PuzzleConfig, hold_out, puzzles
@@ -44,7 +44,6 @@ def ttt(lab: Lab, config: TTTConfig) -> None:
     if config.policy:
         restore_policy(lab.policy, config.policy)  # refuse another model's before anything is spent
         lab.reset()
-    lab.outer = OuterConfig(temperature=0.6)  # how a policy of `run fewshot` is asked
     task, held_out = lab.task, hold_out(lab, config)
 
     def ask() -> list[Trial]:

@@ -14,7 +14,7 @@ plots and results.json come from it.
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -32,36 +32,26 @@ from ..sample import sample
 from ..selfedit import SelfEdit, Task
 from .run import Arm, Run, Step
 
+Edits = list[Edit] | Callable[[Any], SelfEdit]
+Results = dict[str, Any]
+Draw = int | str | tuple[int | str, ...]  # names the luck of a sampling, whatever else is drawn
+OWN = 99  # the draw of the policy's own self-edits: a number that no round has
+
 
 @dataclass
-class Opened:
-    """What an experiment's settings open: `open(config) -> Opened`."""
+class Lab:
+    """What arms are made of. An experiment's settings open one: `open(config, run) -> Lab`."""
 
     policy: GPT
     task: Task
     train: list[Any]  # contexts of the outer loop
     held_out: list[Any]  # contexts on which every arm is measured
+    run: Run
+    inner: InnerConfig = InnerConfig()
+    outer: OuterConfig = OuterConfig()
+    seed: int = 0  # of everything drawn
 
-
-Edits = list[Edit] | Callable[[Any], SelfEdit]
-Draw = int | str | tuple[int | str, ...]  # names the luck of a sampling, whatever else is drawn
-OWN = 99  # the draw of the policy's own self-edits: a number that no round has
-
-
-class Lab:
-    """What arms are made of. seed: of everything drawn."""
-
-    def __init__(
-        self,
-        opened: Opened,
-        run: Run,
-        inner: InnerConfig = InnerConfig(),
-        outer: OuterConfig = OuterConfig(),
-        seed: int = 0,
-    ) -> None:
-        self.policy, self.task, self.run = opened.policy, opened.task, run
-        self.train, self.held_out = opened.train, opened.held_out
-        self.inner, self.outer, self.seed = inner, outer, seed
+    def __post_init__(self) -> None:
         self.original = {k: v.clone() for k, v in self.policy.state_dict().items()}
 
     def arm(self, name: str, measure: Callable[[], list[Trial]], **declared: Any) -> list[Trial]:
@@ -81,8 +71,6 @@ class Lab:
         other = copy.copy(self)
         other.task = task
         return other
-
-    # ---- what an arm measures
 
     def write(self, contexts: list[Any], draw: Draw = OWN) -> list[str]:
         """The policy's self-edit of each context; another draw gives others."""
@@ -120,8 +108,6 @@ class Lab:
             trials += [Trial(c.id, **vars(o)) for c, o in zip(part, outcomes)]
         return trials
 
-    # ---- what stays
-
     def learn_for_good(
         self,
         name: str,
@@ -149,7 +135,6 @@ class Lab:
     def outer_loop(
         self,
         name: str,
-        outer: OuterConfig | None = None,
         improve: Improve | None = None,
         reward: Reward | None = None,
         follow: bool = False,
@@ -157,22 +142,23 @@ class Lab:
     ) -> list[Tried]:
         """The outer loop; after each round an arm `name r`, the policy's own held-out self-edits.
 
-        declared: of these arms; of the last one only: rival. follow: from round 2 on the gain is
-        taken over the round before.
+        declared: fields of OuterConfig that are others here (select="random"), and of these arms;
+        rival: the last one is. follow: from round 2 on the gain is over the round before.
         """
-        outer, run = outer or self.outer, self.run.under(name, loop=name)
+        ours = {f.name for f in fields(OuterConfig)} & declared.keys()
+        outer = replace(self.outer, **{key: declared.pop(key) for key in ours})
+        run, rival = self.run.under(name, loop=name), declared.pop("rival", False)
 
         def measure(r: int, tried: Tried) -> None:
             run.under(str(r), round=r).step("in training", lambda: summarise_round(tried))
-            arm = {"series": name, **declared, "at": r}
-            arm["rival"] = arm.get("rival", False) and r == outer.rounds
+            arm = {"series": name, **declared, "at": r, "rival": rival and r == outer.rounds}
             if follow and r > 1:
                 arm["over"] = f"{name} {r - 1}"
             self.arm(f"{name} {r}", lambda: self.study_own(self.held_out), **arm)
 
-        loop = partial(outer_loop, self.policy, self.task, self.train, outer, self.inner)
-        how = dict(reward=reward, improve=improve, seed=self.seed)
-        return loop(**how, step=run.step, on_round=measure)
+        how = dict(reward=reward, improve=improve, step=run.step, on_round=measure)
+        setting = self.policy, self.task, self.train, outer, self.inner
+        return outer_loop(*setting, seed=self.seed, **how)
 
     def reliability(self, history: list[Tried], n: int) -> None:
         """The self-edits of n contexts of round 1 under other first weights: is the reward luck?"""
@@ -216,12 +202,6 @@ def restore_policy(model: GPT, folder: str) -> None:
         raise UserError(f"{folder} holds the policy of another model ({made}): {e}") from None
 
 
-# ---- experiments ---------------------------------------------------------------------------------
-
-
-Results = dict[str, Any]
-
-
 @dataclass(frozen=True)
 class Experiment:
     """What `minseal run NAME` does, and what its report shows beyond what every report shows."""
@@ -229,8 +209,9 @@ class Experiment:
     name: str
     settings: type
     walk: Callable[[Lab, Any], None]
-    open: Callable[[Any], Opened]
+    open: Callable[[Any, Run], Lab]
     score: str = "share of the exam"  # what the score is
+    places: str = "round"  # what the places of a series are
     # Further keys of an arm's row in results.json, and of results.json itself.
     describe: Callable[[Run, Step], Results] = lambda run, step: {}
     conclude: Callable[[Run, Results], Results] = lambda run, results: {}
@@ -245,7 +226,9 @@ class Experiment:
 EXPERIMENTS: dict[str, Experiment] = {}
 
 
-def experiment(name: str, settings: type, open: Callable[[Any], Opened], **shown: Any) -> Callable:
+def experiment(
+    name: str, settings: type, open: Callable[[Any, Run], Lab], **shown: Any
+) -> Callable:
     """Declare the function below as an experiment; shown: the other fields of Experiment."""
 
     def declare(walk: Callable[[Lab, Any], None]) -> Callable[[Lab, Any], None]:
@@ -257,12 +240,10 @@ def experiment(name: str, settings: type, open: Callable[[Any], Opened], **shown
 
 def walk(experiment: Experiment, config: Any, run: Run, say: Callable[[str], None] = print) -> None:
     """Go through an experiment, every step by way of `run`."""
-    opened = experiment.open(config)
-    train, held_out = len(opened.train), len(opened.held_out)
-    size = f"{opened.policy.size() / 1e6:.2f} M parameters"
-    say(f"{size}, {train} contexts to train on, {held_out} held out")
-    outer = getattr(config, "outer", OuterConfig())
-    experiment.walk(Lab(opened, run, config.inner, outer, config.seed), config)
+    lab = experiment.open(config, run)
+    contexts = f"{len(lab.train)} contexts to train on, {len(lab.held_out)} held out"
+    say(f"{lab.policy.size() / 1e6:.2f} M parameters, {contexts}")
+    experiment.walk(lab, config)
 
 
 def settings_of(experiment: Experiment, config: Any) -> dict[str, Any]:

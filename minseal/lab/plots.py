@@ -31,7 +31,7 @@ def plots(run: Run, experiment: Experiment, results: dict[str, Any]) -> list[str
 
     try:
         for picture in (draw_ladder, draw_lines, *experiment.pictures):
-            picture(run, results | {"score": experiment.score}, save)
+            picture(run, {**results, "score": experiment.score, "places": experiment.places}, save)
     except OSError as e:
         raise UserError(f"cannot write plots into {run.folder}: {e}") from None
     return made
@@ -74,6 +74,7 @@ def draw_lines(run: Run, results: dict[str, Any], save: Callable) -> None:
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         places = sorted({a["at"] for points in lines.values() for a in points})
         axes.set(ylabel=f"{results['score']}, held out", ylim=(0, 1), xticks=places)
+        axes.set_xlabel(results["places"])
         axes.legend(frameon=False)
 
     save("rounds.png", draw, (6, 3.6))

@@ -119,6 +119,7 @@ class Run:
 
     def write(self, name: str, text: str) -> None:
         """Write one of the folder's files whole: to a temporary name, then rename."""
+        self._begin()
         write_whole({self.folder / name: write_text(text)})
 
     def _open(self) -> None:
@@ -143,7 +144,9 @@ class Run:
                 (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             except OSError as e:
                 raise UserError(f"cannot make the run folder {self.folder}: {e}") from None
-            self.write("config.json", json.dumps(self.config, indent=1))
+            write_whole(
+                {self.folder / "config.json": write_text(json.dumps(self.config, indent=1))}
+            )
 
     def _path(self, step: Step) -> Path:
         return self.folder / "checkpoints" / step.checkpoint

@@ -84,9 +84,6 @@ def write_report(run: Run, experiment: Experiment) -> str:
     return text
 
 
-# ---- text ----------------------------------------------------------------------------------------
-
-
 def text_report(run: Run, experiment: Experiment, results: dict[str, Any]) -> str:
     """The table and what stands below it."""
     sentences = [*conclusions(experiment, results), *experiment.notes(run, results)]

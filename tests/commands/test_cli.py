@@ -180,7 +180,7 @@ def begin(*words, **popen):
 
 
 def test_sigint_ends_soon_and_the_same_command_ends_with_the_same_results(knowledge, tmp_path):
-    words = [*knowledge, "--contexts", "64"]
+    words = [*knowledge, "--contexts", "24"]
     process = begin(*words)
     try:
         assert "run" in process.stdout.readline()
@@ -222,7 +222,8 @@ def test_sigint_while_torch_is_still_being_imported(tmp_path, seconds):
     finally:
         process.kill()
     lines = [line for line in err.splitlines() if line]
-    assert process.returncode == 130 and len(lines) == 1, err
+    # Interrupted inside exec(), CPython ends by the signal itself, which a shell calls 130, too.
+    assert process.returncode in (130, -signal.SIGINT) and len(lines) == 1, err
     assert lines[0].startswith("minseal: stopped; ")
 
 
@@ -291,7 +292,7 @@ FILES = {
         ("--data few.json --eval-contexts 3", ["contexts", "0 to train on", "--eval-contexts"]),
         ("--data long.json", ["passage", "1024"]),
         ("--data empty.json", ["empty.json"]),
-        ("--data good.json --eval-data eval.json", ["in the training and in the eval data"]),
+        ("--data good.json --eval-data eval.json", ["2 passages", "eval data"]),
         ("--model nowhere", ["nowhere"]),
         ("--model broken.json", ["broken.json"]),
     ],
@@ -328,8 +329,8 @@ def test_damaged_checkpoints(knowledge, tmp_path, untrained, capsys):
     [
         ("--grade exakt", "exact"),
         ("--grade=containes", "contains"),
-        ("--prompt note", "notes"),
-        ("--prompt implication", "implications"),
+        ("--dtype float", "float32"),
+        ("--outer.reward exams", "exam"),
         ("--outer.select bst", "best"),
         ("--outer.select randon", "random"),
         ("--inner.decay liner", "linear"),
@@ -373,6 +374,7 @@ def test_a_mistyped_option_gets_its_near_match(knowledge, capsys, words, near):
         ("run knowledge --seed 1.5", "1.5"),
         ("run knowledge --control perhaps", "perhaps"),
         ("run knowledge --inner.lr fast", "fast"),
+        ("run knowledge --prompt note", "note"),
         ("run knowledge --other-prompts riddles", "riddles"),
         ("run ttt --subset paper", "--data"),
         ("report", "RUN"),
@@ -506,7 +508,7 @@ def test_help_of_the_commands(capsys, words):
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and text.startswith("usage: minseal")
     for command in COMMANDS:
-        if len(words) == 1:  # kinds of `run` and `pretrain` may stand in one sentence
-            assert f"minseal {command.split()[0]} " in text
+        if len(words) == 1:  # `chat` stands in the line of `ask`
+            assert f"minseal {command.split()[0]}" in text
         elif command.startswith(words[0]):
             assert f"minseal {command}: " in text
