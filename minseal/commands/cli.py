@@ -4,6 +4,7 @@ import argparse
 import inspect
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from .learn import LearnConfig, learn
 from .pretrain import FewShotPretrainConfig, PretrainConfig, pretrain_fewshot, pretrain_knowledge
 from .show import ShowConfig, show
 
-# What Ctrl-C says.
 KEPT = "what was announced as done is kept: the same command goes on from there"
 GO_ON = "nothing that was finished is lost; to go on: {again}"
 
@@ -66,7 +66,7 @@ def commands() -> list[Command]:
         Command("report", ReportConfig, report, (run_folder,)),
         Command("show", ShowConfig, show, (puzzle,)),
         Command("learn", LearnConfig, learn, (("FILE", "text or Markdown files", "+"),), KEPT),
-        Command("ask", AskConfig, print_answer, (question,)),
+        Command("ask", AskConfig, lambda *given: print(ask(*given)), (question,)),
         Command("chat", AskConfig, chat, stopped="bye"),
         Command("convert", ConvertConfig, convert, (weights, out)),
         Command("export", ExportConfig, export, (model, out)),
@@ -123,17 +123,15 @@ def parser() -> Parser:
 
 
 def overview(some: list[Command]) -> str:
-    """How each command is called, and below it the first line on its settings."""
-    return "\n".join(f"  {c.usage()}\n      {_about(c).splitlines()[0]}" for c in some)
-
-
-def _about(command: Command) -> str:
-    return inspect.getdoc(command.settings)
+    """How each command is called, and the first line on its settings."""
+    lines = [f"{c.usage()}: {inspect.getdoc(c.settings).splitlines()[0]}" for c in some]
+    indent = dict(initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(textwrap.fill(line, 80, **indent) for line in lines)
 
 
 def _add(branch: Any, name: str, command: Command) -> None:
-    usage = f"{command.usage()} [options]"
-    p = branch.add_parser(name, usage=usage, description=_about(command))
+    usage, about = f"{command.usage()} [options]", inspect.getdoc(command.settings)
+    p = branch.add_parser(name, usage=usage, description=about)
     for NAME, told, *many in command.positional:
         p.add_argument(NAME, metavar=NAME, help=told, nargs=many[0] if many else None)
     add_options(p, command.settings)
@@ -179,7 +177,3 @@ def report(config: ReportConfig, folder: str) -> None:
     if experiment is None or not the_run.arms():
         raise UserError(f"{folder} holds no finished arm of {', '.join(EXPERIMENTS)} yet")
     print(write_report(the_run, experiment))
-
-
-def print_answer(config: AskConfig, question: str) -> None:
-    print(ask(config, question))

@@ -2,11 +2,9 @@
 
 import itertools
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-from ..files import UserError, read_text, write_folder
-from ..lab.run import Run
+from ..files import UserError, read_text
 from ..tasks.knowledge import Knowledge, Note, Question, line_of
 from ..tasks.passages import Passage
 from ..tokenizer import Tokenizer
@@ -91,15 +89,8 @@ def read_notes(task: Knowledge, path: str) -> Notes:
     return notes
 
 
-def keep(run: Run, path: Path, given: str, writer: Callable[[Path], object]) -> None:
-    """Write a file, once in a run. What is there stays beside it: notes.md becomes notes-1.md,
-    unless it is the very file that was given."""
-
-    def write() -> bool:
-        if path.exists() and path.resolve() != Path(given).resolve():
-            names = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1))
-            path.rename(next(name for name in names if not name.exists()))
-        write_folder(path.parent, {path.name: writer})
-        return True
-
-    run.step(path.name, write)
+def keep_older(path: Path, given: str) -> None:
+    """What is there stays beside what comes, notes.md as notes-1.md; but not the file given."""
+    if path.exists() and path.resolve() != Path(given).resolve():
+        names = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1))
+        path.rename(next(name for name in names if not name.exists()))

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import ModelConfig
-from ..files import UserError, read_text, write_json, write_text
+from ..files import UserError, Writer, read_text, write_folder, write_json, write_text
 from ..inner import InnerConfig, OnStep
 from ..lab.lab import Lab, restore_policy
 from ..lab.run import Run, Step
@@ -27,7 +28,7 @@ from ..outer import OuterConfig, Trial
 from ..selfedit import InvalidSelfEdit, SelfEdit
 from ..tasks.knowledge import PROMPTS, Knowledge, Question, score
 from ..tasks.passages import Exam, Passage, read_questions
-from .documents import Notes, keep, notes_as_text, read_document, read_notes, split_document
+from .documents import Notes, keep_older, notes_as_text, read_document, read_notes, split_document
 
 BATCH = 16  # sections that notes are written on at once; questions that are asked at once
 
@@ -108,14 +109,16 @@ def learn(
     results = {"questions": len(exam), "tokens": tokens, "training seconds": round(seconds)}
     about = {"files": list(texts), "learnt before": config.adapter or None, "results": results}
     lora = LoRAConfig(lab.inner.rank, lab.inner.alpha)
+    save = partial(save_adapter, out, lab.policy, state, lora, config.model, about=about)
     lab.reset()  # the adapter is one of the model as it was, and known by its weights
-    save_adapter(out, lab.policy, state, lora, config.model, about=about)
-
+    save()
     if asked:
         merge_state(lab.policy, state)
         after = lab.arm("after", lambda: lab.plain(asked), over="before")
         for name, trials in (("before", before), ("after", after)):
             results[name] = sum(grade for t in trials for grade in t.grades) / len(exam)
+        lab.reset()
+        save()
         say("\n" + compare(exam, before, after))
     say(
         f"\nadapter: {out} ({tokens} tokens, {seconds:.0f} s of training). To ask it: "
@@ -154,6 +157,17 @@ def open_run(config: LearnConfig, files: list[str], say: Callable[[str], None]) 
         ways = ways if (out / "notes.md").exists() else ""
         raise UserError(f"{out} is there already and not empty: {ways}choose another --out")
     return Run(out / f"run-{done + 1}", settings, tell)
+
+
+def keep(run: Run, path: Path, given: str, writer: Writer) -> None:
+    """Write a file, once in a run; an older one gets another name."""
+
+    def write() -> bool:
+        keep_older(path, given)
+        write_folder(path.parent, {path.name: writer})
+        return True
+
+    run.step(path.name, write)
 
 
 def open_lab(config: LearnConfig, run: Run) -> tuple[Lab, dict[str, Tensor]]:
