@@ -42,10 +42,6 @@ class BenchConfig(ModelConfig):
         self.at_least(edits=1, epochs=1, repeats=1, seed=0)
 
 
-# Self-edits, and what trains on them.
-Contestant = tuple[list[SelfEdit], Callable[[list[SelfEdit]], Any]]
-
-
 def bench_inner(config: BenchConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Print milliseconds a self-edit, ratios and speed, and whether both sides train alike."""
     for package in ("peft", "transformers"):
@@ -74,7 +70,7 @@ def bench_inner(config: BenchConfig, say: Callable[[str], None] = print) -> dict
     rows, table = {}, [["", "ms per self-edit", "x batch size 1", "x padded batch", "tokens/s"]]
     for name in contestants:
         middle = float(np.median(ms[name]))
-        one, padded = (float(np.median(ms[peer] / ms[name])) for peer in PEERS)
+        one, padded = (float(np.median(ms[rival] / ms[name])) for rival in PEERS)
         rows[name] = {"ms": middle, "over batch size 1": one, "over padded batch": padded}
         speed = tokens * config.epochs / middle * 1e3
         table.append([name, f"{middle:.1f}", f"{one:.1f}", f"{padded:.1f}", f"{speed:.0f}"])
@@ -84,10 +80,8 @@ def bench_inner(config: BenchConfig, say: Callable[[str], None] = print) -> dict
     return {"rows": rows, "loss_difference": worst}
 
 
-def enter(
-    model: GPT, peer: Any, edits: list[SelfEdit], inner: InnerConfig
-) -> dict[str, Contestant]:
-    """All contestants, in the order of the table."""
+def enter(model: GPT, peer: Any, edits: list[SelfEdit], inner: InnerConfig) -> dict[str, tuple]:
+    """{contestant: (self-edits, what trains on them)}, in the order of the table."""
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(r=inner.rank, lora_alpha=inner.alpha, target_modules="all-linear")
@@ -114,7 +108,7 @@ def train_ours(model: GPT, inner: InnerConfig, K: int, edits: list[SelfEdit]) ->
 
 
 def train_peer(wrap: Callable[[], Any], inner: InnerConfig, edits: list[SelfEdit]) -> list[float]:
-    """One adapter of peft's after another; returns the losses of the last one."""
+    """One adapter of peft's, wrap(), after another; returns the losses of the last one."""
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     for edit in edits:
         model = wrap()
