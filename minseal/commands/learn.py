@@ -16,12 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import ModelConfig
-from ..files import UserError, Writer, read_text, write_folder, write_json, write_text
+from ..files import UserError, Writer, write_folder, write_json, write_text
 from ..inner import InnerConfig, OnStep
 from ..lab.lab import Lab, restore_policy
 from ..lab.run import Run, Step
 from ..lab.table import aligned
 from ..lora import LoRAConfig, attach, merge_state
+from ..model import GPT
 from ..open_models.load import load
 from ..open_models.peft import load_adapter, save_adapter
 from ..outer import OuterConfig, Trial
@@ -79,14 +80,17 @@ def learn(
         raise UserError("which model shall learn? --model FOLDER, GGUF file or hub id")
     texts = {str(f): read_document(str(f)) for f in files}
     given_exam = read_questions(config.exam) if config.exam else None
-    run, out = open_run(config, list(texts), say), Path(config.out)
-    lab, start = open_lab(config, run)
+    model, tokenizer = load(config.model, config.device, config.dtype)
+    task = Knowledge(tokenizer, grading="contains", topic=False)
+    given_notes = read_notes(task, config.notes) if config.notes else None
+    there = {i: some for i, some in (given_notes or {}).items() if some}
+    run, out = open_run(config, [texts, given_exam, there], say), Path(config.out)
+    lab, start = open_lab(config, run, model, task)
     sections = cut_documents(lab, config, texts)
     words = sum(len(text.split()) for text in texts.values())
     say(f"{words} words in {len(sections)} sections, {lab.policy.size() / 1e6:.0f} M parameters")
 
-    given = read_notes(lab.task, config.notes) if config.notes else None
-    notes = write_notes(lab, config, sections) if given is None else given
+    notes = write_notes(lab, config, sections) if given_notes is None else given_notes
     edits = make_edits(lab, sections, notes)
     keep(run, out / "notes.md", config.notes, write_text(notes_as_text(sections, notes)))
     say(f"notes: {out}/notes.md, {sum(map(len, notes.values()))} of them")
@@ -130,15 +134,14 @@ def learn(
 # ---- folders -------------------------------------------------------------------------------------
 
 
-def open_run(config: LearnConfig, files: list[str], say: Callable[[str], None]) -> Run:
+def open_run(config: LearnConfig, read: list[Any], say: Callable[[str], None]) -> Run:
     """The run folder in --out: the last one if it is this very run, else a new one.
 
-    Refused if something would be lost: --out must be empty, or go on from itself.
+    read: what was read; an edited file makes another run. Refused if something would be lost:
+    --out must be empty, or go on from itself.
     """
     out = Path(config.out)
-    read = [*files, *(path for path in (config.notes, config.exam) if path)]
-    sums = {name: zlib.crc32(read_text(name).encode()) for name in read}
-    settings = {"kind": "learn", "files": sums, **asdict(config)}
+    settings = {"kind": "learn", "read": zlib.crc32(repr(read).encode()), **asdict(config)}
 
     def tell(step: Step, new: bool) -> None:
         if new and step.seconds > 0.05:
@@ -170,9 +173,10 @@ def keep(run: Run, path: Path, given: str, writer: Writer) -> None:
     run.step(path.name, write)
 
 
-def open_lab(config: LearnConfig, run: Run) -> tuple[Lab, dict[str, Tensor]]:
+def open_lab(
+    config: LearnConfig, run: Run, model: GPT, task: Knowledge
+) -> tuple[Lab, dict[str, Tensor]]:
     """(lab, the state of --adapter or {}); such an adapter keeps its rank and alpha."""
-    model, tokenizer = load(config.model, config.device, config.dtype)
     start, inner = {}, config.inner
     if config.adapter:
         adapters, lora = load_adapter(config.adapter, model, config.model)
@@ -181,7 +185,6 @@ def open_lab(config: LearnConfig, run: Run) -> tuple[Lab, dict[str, Tensor]]:
             start = adapters.state()
         with attach(model, 1, LoRAConfig(lora.rank, lora.alpha), config.seed) as adapters:
             start = {**adapters.state(), **start}  # layers that it did not adapt join in
-    task = Knowledge(tokenizer, grading="contains", topic=False)
     outer = OuterConfig(temperature=config.temperature, at_once=1)
     return Lab(model, task, [], [], run, inner, outer, config.seed), start
 
