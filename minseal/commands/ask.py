@@ -1,6 +1,7 @@
 """Ask a model, with an adapter or without."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..config import ModelConfig, mix_seed
@@ -12,6 +13,8 @@ from ..sample import sample
 from ..tasks.knowledge import Knowledge
 from ..tasks.passages import Passage
 from ..tokenizer import Tokenizer
+
+Turns = list[tuple[str, str]]  # [(role, text), ...]
 
 
 @dataclass(frozen=True)
@@ -31,29 +34,24 @@ class AskConfig(ModelConfig):
         self.at_least(max_tokens=1, temperature=0, seed=0)
 
 
-Turns = list[tuple[str, str]]  # [(role, text), ...]
-
-
 def ask(config: AskConfig, question: str) -> str:
     """The answer to one question."""
-    model, tokenizer = open_model(config)
-    return answer(model, tokenizer, config, [("user", question)], config.seed)
+    return answer(*open_model(config), config, [("user", question)], config.seed)
 
 
 def chat(
-    config: AskConfig,
-    read: Callable[[str], str] = input,
-    say: Callable[[str], None] = print,
+    config: AskConfig, read: Callable[[str], str] = input, say: Callable[[str], None] = print
 ) -> None:
     """Line by line until an empty line or the end of the input."""
     model, tokenizer = open_model(config)
     turns: Turns = []
     say("an empty line ends the chat")
-    while line := _read_line(read):
-        turns.append(("user", line))
-        said = answer(model, tokenizer, config, turns, mix_seed(config.seed, len(turns)))
-        say(said)
-        turns.append(("assistant", said))
+    with suppress(EOFError):
+        while line := read("> ").strip():
+            turns.append(("user", line))
+            said = answer(model, tokenizer, config, turns, mix_seed(config.seed, len(turns)))
+            say(said)
+            turns.append(("assistant", said))
 
 
 def open_model(config: AskConfig) -> tuple[GPT, Tokenizer]:
@@ -68,25 +66,18 @@ def open_model(config: AskConfig) -> tuple[GPT, Tokenizer]:
 
 def answer(model: GPT, tokenizer: Tokenizer, config: AskConfig, turns: Turns, seed: int) -> str:
     """What the model says to the last of the turns; early ones it has no room for are left out."""
-    reads, room = model.config.block_size, model.config.block_size - 1
+    reads = model.config.block_size
     if config.adapter or not tokenizer.chat:  # the form in which notes and exams ask
         task = Knowledge(tokenizer)
         (prompt,) = task.exam(Passage("asked", "", "", ((turns[-1][1], ("",)),)))
         stop = task.stop
     else:
         prompt, stop = tokenizer.turns(turns), None
-        while len(turns) > 1 and len(prompt) > room - config.max_tokens:
+        while len(turns) > 1 and len(prompt) + config.max_tokens >= reads:
             turns = turns[2:]
             prompt = tokenizer.turns(turns)
-    if len(prompt) > room:
+    if len(prompt) >= reads:
         raise UserError(f"the question has {len(prompt)} tokens; the model reads {reads}")
     most = min(config.max_tokens, reads - len(prompt))
     how = dict(temperature=config.temperature, stop=stop, seed=seed)
     return sample(model, tokenizer, [prompt], 1, most, **how)[0][0].strip()
-
-
-def _read_line(read: Callable[[str], str]) -> str:
-    try:
-        return read("> ").strip()
-    except EOFError:
-        return ""

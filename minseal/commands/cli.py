@@ -1,18 +1,20 @@
-"""`minseal ...`: a table of commands. Options are the fields of settings, their comments the help."""
+"""`minseal ...`: a table of commands; options are fields of settings, their comments the help."""
 
 import argparse
 import inspect
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .. import experiments  # noqa: F401  (declares them)
 from ..config import Parser, Settings, add_options, build, did_you_mean
 from ..files import UserError
-from ..lab.lab import EXPERIMENTS, settings_of, walk
+from ..lab.lab import EXPERIMENTS, Experiment, settings_of, walk
 from ..lab.run import Run, Step
 from ..lab.table import write_report
 from .ask import AskConfig, ask, chat
@@ -22,27 +24,13 @@ from .learn import LearnConfig, learn
 from .pretrain import FewShotPretrainConfig, PretrainConfig, pretrain_fewshot, pretrain_knowledge
 from .show import ShowConfig, show
 
-DESCRIPTION = """\
-minseal: SEAL (self-adapting language models, arXiv 2506.10943) from scratch.
+KEPT = "what was announced as done is kept: the same command goes on from there"
+GO_ON = "nothing that was finished is lost; to go on: {again}"
 
-  minseal run knowledge        the paper's ladder on a toy world, with the outer loop and its
-                               control: minutes on two cores
-  minseal run fewshot          the same for puzzles: self-edits that say how to train on a few
-                               demonstrations
-  minseal run ttt              test-time training alone: what is temporary, and what stays
-  minseal show PUZZLE          a puzzle as coloured blocks; --run RUN: with what was predicted
-  minseal report RUN           table, plots, report.md and results.json of a run, made again
-  minseal learn FILE...        teach an open model your own documents: notes, an adapter, an exam
-                               before and after
-  minseal ask QUESTION         ask a model, with an adapter or without; `minseal chat`: line by line
-  minseal convert SOURCE OUT   open weights (Hugging Face folder, hub id, GGUF) into minseal's own
-                               folder
-  minseal export SOURCE OUT    a model or a finished run, for transformers
-  minseal pretrain knowledge   make the tiny model of `run knowledge` again, from nothing; pretrain
-                               fewshot: that of `run fewshot`
-  minseal bench inner          the inner loop against transformers + peft
 
-`minseal COMMAND --help` tells more."""
+@dataclass(frozen=True)
+class ReportConfig(Settings):
+    """Make table, plots, report.md and results.json of a run folder again."""
 
 
 @dataclass(frozen=True)
@@ -52,44 +40,36 @@ class Command:
     words: str  # 'pretrain knowledge'
     settings: type
     call: Callable[..., Any]
-    positional: tuple[tuple[str, str, str], ...] = ()  # (NAME, help, how many: '' is one, or '+')
+    positional: tuple[tuple[str, ...], ...] = ()  # (NAME, help), or (NAME, help, '+') for several
     stopped: str = "nothing was written"  # what Ctrl-C says
+    out: str = ""  # the default of --out, which is handed on like a positional
 
-
-SOURCE = "a folder in the Hugging Face layout, a GGUF file, or a hub id such as owner/name"
-NOTES_KEPT = "what was announced as done is kept: the same command goes on from there"
+    def usage(self) -> str:
+        """'minseal learn FILE...'"""
+        names = [name + "..." * len(many) for name, _, *many in self.positional]
+        return " ".join(["minseal", self.words, *names])
 
 
 def commands() -> list[Command]:
     """All commands, those of the declared experiments included."""
+    run_folder = ("RUN", "a folder that `minseal run` made")
+    puzzle = ("PUZZLE", "its id, or a file of ARC's JSON")
+    weights = ("SOURCE", "a folder in the Hugging Face layout, a GGUF file, or a hub id")
+    model = ("SOURCE", "a model, or a folder of `minseal run`: the policy it ended with")
+    question, out = ("QUESTION", "what to ask"), ("OUT", "folder to write")
     runs = [
-        Command(f"run {e.name}", e.settings, lambda config, out, e=e: run(e, config, out))
-        for e in EXPERIMENTS.values()
+        Command(f"run {name}", e.settings, partial(run, e), stopped=GO_ON, out=f"runs/{name}")
+        for name, e in EXPERIMENTS.items()
     ]
-    out = ("OUT", "folder to write", "")
     return [
         *runs,
-        Command("report", Settings, report, (("RUN", "a folder that `minseal run` made", ""),)),
-        Command("show", ShowConfig, show, (("PUZZLE", "its id, or a file of ARC's JSON", ""),)),
-        Command(
-            "learn",
-            LearnConfig,
-            learn,
-            (("FILE", "text or Markdown files", "+"),),
-            stopped=NOTES_KEPT,
-        ),
-        Command("ask", AskConfig, print_answer, (("QUESTION", "what to ask", ""),)),
+        Command("report", ReportConfig, report, (run_folder,)),
+        Command("show", ShowConfig, show, (puzzle,)),
+        Command("learn", LearnConfig, learn, (("FILE", "text or Markdown files", "+"),), KEPT),
+        Command("ask", AskConfig, lambda *given: print(ask(*given)), (question,)),
         Command("chat", AskConfig, chat, stopped="bye"),
-        Command("convert", ConvertConfig, convert, (("SOURCE", SOURCE, ""), out)),
-        Command(
-            "export",
-            ExportConfig,
-            export,
-            (
-                ("SOURCE", "a model, or a folder of `minseal run`: the policy it ended with", ""),
-                out,
-            ),
-        ),
+        Command("convert", ConvertConfig, convert, (weights, out)),
+        Command("export", ExportConfig, export, (model, out)),
         Command("pretrain knowledge", PretrainConfig, pretrain_knowledge),
         Command("pretrain fewshot", FewShotPretrainConfig, pretrain_fewshot),
         Command("bench inner", BenchConfig, bench_inner),
@@ -102,104 +82,98 @@ def main(argv: list[str] | None = None) -> None:
     args, unknown = parser().parse_known_args(argv)
     command: Command = args.command
     if unknown:
-        options = list(args.parser._option_string_actions)
-        near = did_you_mean(unknown[0].split("=")[0], options)
+        near = did_you_mean(unknown[0].split("=")[0], list(args.parser._option_string_actions))
         args.parser.error(f"unknown option {unknown[0]}{near}")
-    values = vars(args)
     try:
-        config = build(command.settings, values)
-        given = [values[name] for name, *_ in command.positional]
-        if command.words.startswith("run "):
-            given.append(args.out)
-        command.call(config, *given)
+        config = build(command.settings, vars(args))
+        given = [getattr(args, name) for name, *_ in command.positional]
+        command.call(config, *given, *([args.out] if command.out else []))
     except UserError as e:
         print(f"minseal: error: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        again = f"nothing that was finished is lost; to go on: {shlex.join(['minseal', *argv])}"
-        told = again if command.words.startswith("run ") else command.stopped
+        told = command.stopped.format(again=shlex.join(["minseal", *argv]))
         print(f"\nminseal: stopped; {told}", file=sys.stderr)
         sys.exit(130)
 
 
 def parser() -> Parser:
     """`minseal WORD ...` and `minseal WORD KIND ...`."""
-    top = Parser(
-        prog="minseal",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    all_of_them = commands()
-    firsts = dict.fromkeys(c.words.split()[0] for c in all_of_them)
-    branch = top.add_subparsers(metavar=" | ".join(firsts), required=True, parser_class=Parser)
-    for first in firsts:
-        mine = [c for c in all_of_them if c.words.split()[0] == first]
-        if " " not in mine[0].words:
+    table: dict[str, list[Command]] = {}  # by their first word
+    for command in commands():
+        table.setdefault(command.words.split()[0], []).append(command)
+    told = [
+        "minseal: SEAL (self-adapting language models, arXiv 2506.10943) from scratch.",
+        overview([command for mine in table.values() for command in mine]),
+        "`minseal COMMAND --help` tells more.",
+    ]
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    top = Parser(prog="minseal", description="\n\n".join(told), formatter_class=as_it_is)
+    branch = top.add_subparsers(metavar=" | ".join(table), required=True, parser_class=Parser)
+    for first, mine in table.items():
+        if mine[0].words == first:
             _add(branch, first, mine[0])
             continue
-        told = "\n".join(f"minseal {c.words}: {inspect.getdoc(c.settings)}" for c in mine)
-        formatter = argparse.RawDescriptionHelpFormatter
-        kinds = branch.add_parser(first, description=told, formatter_class=formatter)
-        names = [c.words.split()[1] for c in mine]
+        kinds = branch.add_parser(first, description=overview(mine), formatter_class=as_it_is)
+        names = [command.words.split()[1] for command in mine]
         twigs = kinds.add_subparsers(metavar=" | ".join(names), required=True, parser_class=Parser)
         for name, command in zip(names, mine):
             _add(twigs, name, command)
     return top
 
 
+def overview(some: list[Command]) -> str:
+    """How each command is called, and the first line on its settings."""
+    lines = [f"{c.usage()}: {inspect.getdoc(c.settings).splitlines()[0]}" for c in some]
+    indent = dict(initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(textwrap.fill(line, 80, **indent) for line in lines)
+
+
 def _add(branch: Any, name: str, command: Command) -> None:
-    described = inspect.getdoc(command.settings if command.settings is not Settings else report)
-    words = " ".join(f"{NAME}{'...' if many else ''}" for NAME, _, many in command.positional)
-    usage = f"minseal {command.words} {words}{' ' if words else ''}[options]"
-    p = branch.add_parser(name, usage=usage, description=described)
-    for NAME, told, many in command.positional:
-        p.add_argument(NAME, metavar=NAME, help=told, **({"nargs": many} if many else {}))
+    usage, about = f"{command.usage()} [options]", inspect.getdoc(command.settings)
+    p = branch.add_parser(name, usage=usage, description=about)
+    for NAME, told, *many in command.positional:
+        p.add_argument(NAME, metavar=NAME, help=told, nargs=many[0] if many else None)
     add_options(p, command.settings)
-    if command.words.startswith("run "):
+    if command.out:
         told = "run folder; the same command again goes on where it stopped (default: %(default)s)"
-        p.add_argument("--out", default=f"runs/{name}", metavar="OUT", help=told)
+        p.add_argument("--out", default=command.out, metavar="OUT", help=told)
     p.set_defaults(command=command, parser=p)
 
 
 # ---- run and report ------------------------------------------------------------------------------
 
 
-def run(experiment: Any, config: Any, out: str) -> None:
+def run(experiment: Experiment, config: Any, out: str) -> None:
     """Walk through an experiment, a line a step, and report."""
-    print(f"minseal run {experiment.name}: run folder {out}", flush=True)
-    the_run = Run(out, settings_of(experiment, config), tell_steps())
-    if done := len(the_run.steps):
-        print(f"going on: {done} steps were done already", flush=True)
-    walk(experiment, config, the_run, lambda line: print(line, flush=True))
-    print("\n" + write_report(the_run, experiment))
-    print(
-        f"{the_run.seconds():.0f} s in all. In {out}: report.md, results.json, events.jsonl "
-        "(every self-edit), plots."
-    )
+    say = partial(print, flush=True)
+    say(f"minseal run {experiment.name}: run folder {out}")
+    the_run = Run(out, settings_of(experiment, config), tell_steps(say))
+    if the_run.steps:
+        say(f"going on: {len(the_run.steps)} steps were done already")
+    walk(experiment, config, the_run, say)
+    say("\n" + write_report(the_run, experiment))
+    files = "report.md, results.json, events.jsonl (every self-edit), plots"
+    say(f"{the_run.seconds():.0f} s in all. In {out}: {files}.")
 
 
-def tell_steps() -> Callable[[Step, bool], None]:
-    """A function for Run that prints a line for each step that took work."""
+def tell_steps(say: Callable[[str], None]) -> Callable[[Step, bool], None]:
+    """A function for Run that says a line for each step that took work."""
     start = time.time()
 
     def tell(step: Step, new: bool) -> None:
-        if not new or step.seconds < 0.01:
-            return
-        rewards = [t.reward for t in step.trials]
-        told = f"reward {sum(rewards) / len(rewards):.2f}" if rewards else ""
-        print(f"{time.time() - start:6.0f} s  {step.name:<36} {told}".rstrip(), flush=True)
+        if new and step.seconds >= 0.01:
+            rewards = [t.reward for t in step.trials]
+            told = f"reward {sum(rewards) / len(rewards):.2f}" if rewards else ""
+            say(f"{time.time() - start:6.0f} s  {step.name:<36} {told}".rstrip())
 
     return tell
 
 
-def report(config: Settings, folder: str) -> None:
-    """Make table, plots, report.md and results.json of a run folder again."""
+def report(config: ReportConfig, folder: str) -> None:
+    """Make the report of a run folder again."""
     the_run = Run(folder)
     experiment = EXPERIMENTS.get(the_run.config.get("kind"))
     if experiment is None or not the_run.arms():
         raise UserError(f"{folder} holds no finished arm of {', '.join(EXPERIMENTS)} yet")
     print(write_report(the_run, experiment))
-
-
-def print_answer(config: AskConfig, question: str) -> None:
-    print(ask(config, question))

@@ -13,22 +13,19 @@ from ..open_models import export as write_for_transformers
 from ..open_models.load import load
 from ..open_models.peft import load_adapter
 
-DType = Literal["auto", "float32", "bfloat16", "float16"]
-
 
 @dataclass(frozen=True)
 class ConvertConfig(Settings):
     """Open weights into minseal's own folder: GPT-2, Llama 3, SmolLM2, Qwen2.5 and Qwen3."""
 
-    dtype: DType = "auto"  # of the weights; auto: as they are stored
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as stored
 
 
 @dataclass(frozen=True)
-class ExportConfig(Settings):
+class ExportConfig(ConvertConfig):
     """A model into a folder that transformers loads to the same logits."""
 
     adapter: str = ""  # merge this adapter in, too
-    dtype: DType = "auto"  # of the weights; auto: as they are stored
 
 
 def convert(config: ConvertConfig, source: str, out: str) -> None:
@@ -53,8 +50,7 @@ def export(config: ExportConfig, source: str, out: str) -> None:
     if is_run:
         restore_policy(model, source)
     if config.adapter:
-        adapters, _ = load_adapter(config.adapter, model, weights)
-        adapters.merge()
+        load_adapter(config.adapter, model, weights)[0].merge()
     write_for_transformers.export(out, model, tokenizer)
     print(f"{out}: transformers.AutoModelForCausalLM.from_pretrained({out!r}) loads it")
 

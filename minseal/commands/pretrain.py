@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,23 +55,14 @@ def pretrain_knowledge(config: PretrainConfig) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
     text = "\n".join(people.pretraining_text(rng) for _ in range(3000))
     tokenizer = Tokenizer(train_ranks(text, 511))
-    shape = GPTConfig(
-        vocab_size=tokenizer.vocab_size,
-        block_size=2048,
-        n_embd=96,
-        n_head=3,
-        n_kv_head=3,
-        mlp_dim=256,
-    )
+    size = dict(n_embd=96, n_head=3, n_kv_head=3, mlp_dim=256)
+    shape = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=2048, **size)
 
-    def documents() -> Iterator[Document]:
-        while True:
-            ids = [*tokenizer.begin(people.pretraining_text(rng) + "\n"), tokenizer.eot]
-            yield Document.completion([], ids)
+    def draw() -> Document:
+        ids = tokenizer.begin(people.pretraining_text(rng) + "\n")
+        return Document.completion([], [*ids, tokenizer.eot])
 
-    return pretrain(
-        "knowledge", config, shape, tokenizer, documents(), people.probes(tokenizer), "\n"
-    )
+    return pretrain("knowledge", config, shape, tokenizer, draw, people.probes(tokenizer), "\n")
 
 
 def pretrain_fewshot(config: FewShotPretrainConfig) -> dict[str, float]:
@@ -81,21 +72,11 @@ def pretrain_fewshot(config: FewShotPretrainConfig) -> dict[str, float]:
     tokenizer = Tokenizer(train_ranks(text, 511, rules.PATTERN), rules.PATTERN)
     # Three blocks: to find a colour in a demonstration and what became of it takes two, and one
     # more to be fluent. theta is small, as the texts are short.
-    shape = GPTConfig(
-        vocab_size=tokenizer.vocab_size,
-        block_size=16384,
-        n_layer=3,
-        n_embd=64,
-        n_head=3,
-        n_kv_head=3,
-        mlp_dim=170,
-        rope_theta=200.0,
-    )
-    task = FewShot(tokenizer, "tiny")
-    documents = iter(lambda: rules.pretraining_document(task, rng), None)
-    return pretrain(
-        "fewshot", config, shape, tokenizer, documents, rules.probes(tokenizer), GRID_END
-    )
+    size = dict(n_layer=3, n_embd=64, n_head=3, n_kv_head=3, mlp_dim=170, rope_theta=200.0)
+    shape = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=16384, **size)
+    task, probes = FewShot(tokenizer, "tiny"), rules.probes(tokenizer)
+    draw = lambda: rules.pretraining_document(task, rng)
+    return pretrain("fewshot", config, shape, tokenizer, draw, probes, GRID_END)
 
 
 def pretrain(
@@ -103,12 +84,12 @@ def pretrain(
     config: PretrainConfig,
     shape: GPTConfig,
     tokenizer: Tokenizer,
-    documents: Iterator[Document],
+    draw: Callable[[], Document],
     probes: Probes,
     stop: str,
     say: Callable[[str], None] = tqdm.write,
 ) -> dict[str, float]:
-    """Train a GPT of this shape on the documents, measure it, and save it."""
+    """Train a GPT of this shape on documents as they are drawn, measure it, and save it."""
     start = time.time()
     try:
         Path(config.out).mkdir(parents=True, exist_ok=True)
@@ -119,26 +100,22 @@ def pretrain(
     how = dict(lr=config.lr, betas=(0.9, 0.95), weight_decay=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), **how)
     steps = math.ceil(config.tokens / (config.batch * config.row_tokens))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / 100, 1 - s / steps)
-    )
-    for step in tqdm(range(steps), unit="step", disable=None):
+    rate = lambda step: min((step + 1) / 100, 1 - step / steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    for step in tqdm(range(1, steps + 1), unit="step", disable=None):
         rows = []
         while len(rows) < config.batch:
-            some = [next(documents) for _ in range(2 * config.batch)]
-            rows += pack(some, config.row_tokens)
+            rows += pack([draw() for _ in range(2 * config.batch)], config.row_tokens)
         loss = losses(model, [rows[: config.batch]])[0]
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if (step + 1) % max(1, steps // 10) == 0:
-            told = ", ".join(
-                f"{k} {v:.2f}" for k, v in measure(model, tokenizer, probes, stop).items()
-            )
-            say(f"step {step + 1} of {steps}: loss {loss.item():.3f}, {told}")
-    measured = measure(model, tokenizer, probes, stop)
+        if step % max(1, steps // 10) == 0 or step == steps:
+            measured = measure(model, tokenizer, probes, stop)
+            told = ", ".join(f"{name} {value:.2f}" for name, value in measured.items())
+            say(f"step {step} of {steps}: loss {loss.item():.3f}, {told}")
     minutes = round((time.time() - start) / 60, 1)
     command = f"minseal pretrain {kind} --seed {config.seed} --tokens {config.tokens}"
     about = {"command": command, "minutes": minutes, **measured}

@@ -44,8 +44,7 @@ def show(config: ShowConfig, name: str, say: Callable[[str], None] = print) -> N
             if trial is None or (step.arm.at and "SEAL" not in step.arm.series):  # a control
                 continue
             vote, attempts = run.config["vote"], run.config["attempts"]
-            found = predictions(puzzle, trial.answers, vote) if trial.answers else None
-            best = found[i][:attempts] if found else []
+            best = predictions(puzzle, trial.answers, vote)[i][:attempts] if trial.answers else []
             verdict = "right" if test.output in best else "wrong"
             told = f"{verdict}\n{blocks(best, colour)}" if best else "no grid"
             say(f"\n{step.name}: {told}")
@@ -54,15 +53,13 @@ def show(config: ShowConfig, name: str, say: Callable[[str], None] = print) -> N
 def find_puzzle(config: ShowConfig, name: str, run: Run | None) -> Puzzle:
     """Looked up in --data, a file of that name, the run, or the toy world."""
     if config.data or (run is None and Path(name).exists()):
-        puzzles = {p.id: p for p in read_puzzles(config.data or name)}
-        name = name if config.data else next(iter(puzzles))
-    elif run is not None:
-        puzzles = held_out_puzzles(run)
+        found = read_puzzles(config.data or name)
+        name = name if config.data else found[0].id
     else:
-        puzzles = {p.id: p for p in toy_puzzles(300, config.rules_seed)}
+        found = held_out_puzzles(run).values() if run else toy_puzzles(300, config.rules_seed)
+    puzzles = {puzzle.id: puzzle for puzzle in found}
     if name not in puzzles:
-        some = ", ".join(repr(id) for id in list(puzzles)[:3])
-        raise UserError(
-            f"no puzzle {name!r} among {len(puzzles)}, such as {some}; others: --data, --run"
-        )
+        some = ", ".join(map(repr, list(puzzles)[:3]))
+        told = f"no puzzle {name!r} among {len(puzzles)}, such as {some}"
+        raise UserError(f"{told}; others: --data, --run")
     return puzzles[name]
