@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from minseal import Tokenizer, UserError
 from minseal.files import write_folder
-from minseal.tasks import world
+from minseal.tasks import people
 from minseal.tokenizer import END, GPT2_PATTERN, train_ranks
 
 rng = np.random.default_rng(0)
-WORLD = "\n".join(world.document(rng) for _ in range(60))
+WORLD = "\n".join(people.pretraining_text(rng) for _ in range(60))
 TOKENIZER = Tokenizer(train_ranks(WORLD, 400))
 LIKE_THE_WORLD = st.lists(
     st.sampled_from(sorted(set(regex.findall(GPT2_PATTERN, WORLD)))), max_size=12

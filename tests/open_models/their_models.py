@@ -19,9 +19,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import transformers
 
 from minseal import GPT, GPTConfig, Tokenizer, UserError, load
-from minseal.model import KVCache
 from minseal.open_models.tokenizers import QWEN_PATTERN
-from minseal.sample import left_padded
+from minseal.sample import KVCache, left_padded
 from minseal.tokenizer import train_ranks
 
 GPT2 = dict(
