@@ -1,30 +1,16 @@
 """minseal's own model folder: config.json, weights.pt, and the tokenizer's files."""
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .files import (
-    UserError,
-    first_line,
-    load_tensors,
-    read_json,
-    write_folder,
-    write_json,
-    write_tensors,
-)
+from .files import UserError, load_tensors, read_json, write_folder, write_json, write_tensors
 from .model import GPT, GPTConfig, rope_frequencies
 from .tokenizer import Tokenizer
 
 LARGEST_TABLE = 2**28  # values of a table of cos or sin: 1 GB; Qwen2.5's million tokens need half
-FITS = {  # what a field of GPTConfig may be, by the type of its default
-    bool: ("true or false", lambda v: type(v) is bool),
-    int: ("a whole number above 0", lambda v: type(v) is int and 0 < v < 2**31),
-    float: ("a number above 0", lambda v: type(v) in (int, float) and 0 < v < math.inf),
-}
 OPTIONAL = ("n_kv_head", "head_dim", "mlp_dim", "rope_theta")
 
 
@@ -56,7 +42,7 @@ def parameters_of(model: GPT) -> dict[str, Tensor]:
 def make_config(values: dict[str, Any], where: object, keys: dict[str, str] = {}) -> GPTConfig:
     """GPTConfig(**values) with a stranger's values. keys: our field -> what it is called there."""
     for name, value in values.items():
-        expected, fits = FITS.get(type(getattr(GPTConfig, name, None)), ("", lambda v: True))
+        expected, fits = FITS.get(type(getattr(GPTConfig, name, "")), ("", lambda v: True))
         if not fits(value):
             name = keys.get(name, name)
             raise UserError(f"{where}: {name} is {value!r:.60}; expected {expected}")
@@ -69,10 +55,26 @@ def make_config(values: dict[str, Any], where: object, keys: dict[str, str] = {}
         config = GPTConfig(**values)
         if config.position == "rope":
             if config.head_dim % 2 or not rope_frequencies(config).isfinite().all():
-                raise ValueError("rotary positions need an even head_dim, and 4 numbers to scale")
+                raise ValueError("rotary positions need an even head_dim, and finite numbers")
             if config.block_size * config.head_dim > LARGEST_TABLE:
                 size = keys.get("block_size", "block_size")
                 raise ValueError(f"no room for rotary positions: {size} is {config.block_size}")
         return config
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as e:
-        raise UserError(f"{where} describes no model: {first_line(e)}") from None
+    except (ValueError, TypeError, ArithmeticError) as e:
+        raise UserError(f"{where} describes no model: {e}") from None
+
+
+def _is_number(v: Any) -> bool:
+    return type(v) in (int, float) and 0 < v < 1e30
+
+
+def _scales(v: Any) -> bool:
+    return v is None or type(v) is tuple and len(v) == 4 and all(map(_is_number, v))
+
+
+FITS = {  # what a field of GPTConfig may be, by the type of its default
+    bool: ("true or false", lambda v: type(v) is bool),
+    int: ("a whole number above 0", lambda v: type(v) is int and 0 < v < 2**31),
+    float: ("a number above 0", _is_number),
+    type(None): ("4 numbers above 0", _scales),  # rope_scaling
+}

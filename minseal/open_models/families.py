@@ -31,7 +31,8 @@ class Family:
 
 
 # fmt: off
-KEYS = {  # ours         Llama's                    GPT-2's                GGUF's
+# Ours                   Llama's                    GPT-2's                GGUF's
+KEYS = {
     "vocab_size":      ("vocab_size",              "vocab_size",          ""),
     "block_size":      ("max_position_embeddings", "n_positions",         "context_length"),
     "n_layer":         ("num_hidden_layers",       "n_layer",             "block_count"),

@@ -14,8 +14,7 @@ from .families import Stored, family_of, place_of
 from .safetensors import read_safetensors, write_safetensors
 
 # With other values of these, an adapter is more than y = x W^T + scale (x A^T) B^T.
-PLAIN = {"use_dora": False, "use_rslora": False, "lora_bias": False, "bias": "none"}
-PLAIN |= {"modules_to_save": None}
+PLAIN = {"use_dora": False, "use_rslora": False, "bias": "none", "modules_to_save": None}
 
 
 def save_adapter(
@@ -82,7 +81,7 @@ def load_adapter(
     settings = read_json(path / "adapter_config.json")
     for key, value in (PLAIN | {"peft_type": "LORA"}).items():
         if settings.get(key, value) not in (value, [], None):
-            raise UserError(f"{path}: {key} is {settings[key]!r}; minseal's LoRA has only {value!r}")
+            raise UserError(f"{path}: {key} is {settings[key]!r}; expected {value!r}")
     base = settings.get("base_model_name_or_path")
     other = f"{path} was made for another model ({base}) than {name}"
     try:
@@ -132,8 +131,9 @@ def _match(
             raise UserError(f"{other}: the shapes of {theirs} do not fit {layer}")
         pairs[layer] = A, B
         used.update(names)
-    if left := sorted(found.keys() - used):
-        raise UserError(f"{other}, or adapts more than its blocks: no place for {left[0]}")
+    if not pairs or used != found.keys():
+        left = sorted(found.keys() - used)[:1]
+        raise UserError(f"{other}, or adapts more than its blocks: no place for {left}")
     return pairs, scale
 
 

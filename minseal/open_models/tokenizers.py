@@ -7,17 +7,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..files import (
-    UserError,
-    Writer,
-    first_line,
-    need,
-    parse_json,
-    read_json,
-    read_text,
-    write_json,
-    write_text,
-)
+from ..files import UserError, Writer, first_line, need, read_json, read_text, write_text
 from ..tokenizer import CHATS, END, GPT2_PATTERN, Tokenizer
 
 
@@ -34,8 +24,8 @@ class OpenTokenizer(Tokenizer):
     def __init__(self, text: str, config: dict[str, Any], where: object = "tokenizer.json"):
         package = need("tokenizers", "weights", what=where)
         self.text, self.config = text, config
-        data = parse_json(text, where)
         try:
+            data = json.loads(text)
             if data["model"].get("type", "BPE") != "BPE":
                 raise ValueError(f"its model is {data['model']['type']}; expected BPE")
             self.lead = " " if drop_leading_space(data) else ""
@@ -85,7 +75,7 @@ class OpenTokenizer(Tokenizer):
         return {"file": "tokenizer.json"}
 
     def files(self) -> dict[str, Writer]:
-        config = write_json(self.config)
+        config = write_text(json.dumps(self.config, indent=1))
         return {"tokenizer.json": write_text(self.text), "tokenizer_config.json": config}
 
 
@@ -128,7 +118,7 @@ def tokenizer_of_gguf(fields: dict[str, Any], where: object) -> OpenTokenizer:
         expected = f"expected gpt2, {' or '.join(GGUF_CUTS)}"
         raise UserError(f"{where} has a tokenizer of the kind {kind!r}, {cut!r}; {expected}")
     try:
-        tokens, merges = about["tokens"], [pair.split(" ") for pair in about["merges"]]
+        tokens, merges = about["tokens"], [tuple(pair.split(" ")) for pair in about["merges"]]
         kinds = dict(zip(tokens, about["token_type"], strict=True))
         ids = {token: id for id, token in enumerate(tokens) if kinds[token] != UNUSED}
         specials = [token for token in ids if kinds[token] in (CONTROL, USER_DEFINED)]
@@ -147,13 +137,13 @@ def to_open(tokenizer: Tokenizer) -> OpenTokenizer:
     if isinstance(tokenizer, OpenTokenizer):
         return tokenizer
     ranks, text_of = tokenizer.ranks, {id: text for text, id in tokenizer.specials.items()}
-    merges = [last_merge(ranks, token) for token in sorted(ranks, key=ranks.get)]
-    pairs = [[spell(part) for part in parts] for parts in merges if len(parts) == 2]
+    parts = [last_merge(ranks, token) for token in sorted(ranks, key=ranks.get)]
+    merges = [(spell(pair[0]), spell(pair[1])) for pair in parts if len(pair) == 2]
     # Special tokens stand in the vocabulary too, or they would be numbered anew, after it.
     ids = {spell(token): id for token, id in ranks.items()} | tokenizer.specials
     eos, bos = text_of[tokenizer.eot], [text_of[id] for id in tokenizer.bos]
     cut = Cut(tokenizer.pattern, whole=True)
-    return byte_level_bpe(ids, pairs, [*tokenizer.specials], cut, eos, bos)
+    return byte_level_bpe(ids, merges, [*tokenizer.specials], cut, eos, bos)
 
 
 class Cut(NamedTuple):
@@ -166,7 +156,7 @@ class Cut(NamedTuple):
 
 def byte_level_bpe(
     ids: dict[str, int],
-    merges: list[list[str]],
+    merges: list[tuple],
     specials: list[str],
     cut: Cut,
     eos: str,
@@ -178,8 +168,7 @@ def byte_level_bpe(
     package = need("tokenizers", "weights", what=where)
     cuts = package.pre_tokenizers
     try:
-        pairs = [tuple(pair) for pair in merges]
-        backend = package.Tokenizer(package.models.BPE(ids, pairs, ignore_merges=cut.whole))
+        backend = package.Tokenizer(package.models.BPE(ids, merges, ignore_merges=cut.whole))
         split = cuts.Split(package.Regex(cut.pattern), "isolated")
         as_bytes = cuts.ByteLevel(add_prefix_space=False, use_regex=False)
         backend.pre_tokenizer = cuts.Sequence([split, as_bytes])
@@ -187,17 +176,16 @@ def byte_level_bpe(
         if cut.compose:
             backend.normalizer = package.normalizers.NFC()
         backend.add_special_tokens(specials)
-        if bos:
-            backend.post_processor = package.processors.TemplateProcessing(
-                single=[*bos, "$A"], special_tokens=[(token, ids[token]) for token in bos]
-            )
+        frame = package.processors.TemplateProcessing
+        tokens = [(token, ids[token]) for token in bos]
+        backend.post_processor = frame(single=[*bos, "$A"], special_tokens=tokens)
     except Exception as e:  # the package raises nothing more special
         raise UserError(f"{where} has no byte-level tokenizer: {first_line(e)}") from None
     config = {  # transformers learns the special tokens from it
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "eos_token": eos,
-        "bos_token": next(iter(bos), None),
+        "bos_token": bos[0] if bos else None,
         "chat_template": template,
     }
     return OpenTokenizer(backend.to_str(), config, where)
