@@ -1,35 +1,21 @@
 """minseal's own model folder: config.json, weights.pt, and the tokenizer's files."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .files import (
-    UserError,
-    first_line,
-    load_tensors,
-    read_json,
-    write_folder,
-    write_json,
-    write_tensors,
-)
+from .files import UserError, load_tensors, read_json, write_folder, write_json, write_tensors
 from .model import GPT, GPTConfig, rope_frequencies
 from .tokenizer import Tokenizer
 
-# Most values of a table of cos or sin, which are made whole: 1 GB each. Qwen2.5's million tokens
-# need half of it.
-LARGEST_TABLE = 2**28
+LARGEST_TABLE = 2**28  # values of a table of cos or sin: 1 GB; Qwen2.5's million tokens need half
+OPTIONAL = ("n_kv_head", "head_dim", "mlp_dim", "rope_theta")
 
 
 def save(path: str | Path, model: GPT, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
-    """Write minseal's own folder. Raises UserError if it cannot be written.
-
-    about: kept in config.json beside the settings of model and tokenizer.
-    """
+    """Write minseal's own folder. about: goes to config.json, beside the settings."""
     settings = {"model": asdict(model.config), "tokenizer": tokenizer.settings(), **about}
     files = {"weights.pt": write_tensors(parameters_of(model)), **tokenizer.files()}
     write_folder(path, files | {"config.json": write_json(settings)})
@@ -37,14 +23,13 @@ def save(path: str | Path, model: GPT, tokenizer: Tokenizer, about: dict[str, An
 
 def read(path: Path) -> tuple[GPTConfig, dict[str, Tensor], dict[str, Any] | None]:
     """A folder that save() wrote -> (settings of the model, mapped weights, the tokenizer's)."""
-    where = path / "config.json"
-    about = read_json(where)
-    try:
-        given = about["model"].items()  # JSON has lists where GPTConfig has tuples
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
-    except (KeyError, AttributeError):
-        raise UserError(f'{where} has no model: expected its settings under "model"') from None
-    return make_config(values, where), load_tensors(path / "weights.pt"), about.get("tokenizer")
+    about = read_json(path / "config.json")
+    if not isinstance(about.get("model"), dict):
+        raise UserError(f'{path / "config.json"}: expected settings under "model"')
+    # JSON has lists where GPTConfig has tuples.
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["model"].items()}
+    config = make_config(values, path / "config.json")
+    return config, load_tensors(path / "weights.pt"), about.get("tokenizer")
 
 
 def parameters_of(model: GPT) -> dict[str, Tensor]:
@@ -54,41 +39,42 @@ def parameters_of(model: GPT) -> dict[str, Tensor]:
     return dict(model.named_parameters())
 
 
-def make_config(
-    values: Mapping[str, Any], where: object, keys: Mapping[str, str] = {}
-) -> GPTConfig:
-    """GPTConfig(**values) with a stranger's values: UserError if they make no sense.
-
-    keys: our field -> what it is called there.
-    """
-    names = {field.name: keys.get(field.name, field.name) for field in fields(GPTConfig)}
+def make_config(values: dict[str, Any], where: object, keys: dict[str, str] = {}) -> GPTConfig:
+    """GPTConfig(**values) with a stranger's values. keys: our field -> what it is called there."""
     for name, value in values.items():
-        expected, fits = FITS.get(type(getattr(GPTConfig, name, None)), ("", lambda v: True))
+        expected, fits = FITS.get(type(getattr(GPTConfig, name, "")), ("", lambda v: True))
         if not fits(value):
-            raise UserError(f"{where}: {names[name]} is {value!r:.60}; expected {expected}")
+            name = keys.get(name, name)
+            raise UserError(f"{where}: {name} is {value!r:.60}; expected {expected}")
     if missing := [key for name, key in keys.items() if name not in {*values, *OPTIONAL}]:
         raise UserError(f"{where} has no {missing[0]}")
-    if values.keys() >= {"n_head", "n_embd"}:  # what follows from these may be left out
+    if "n_head" in values and "n_embd" in values:  # what follows from these may be left out
         heads, width = values["n_head"], values["n_embd"]
-        derived = {"n_kv_head": heads, "head_dim": width // heads, "mlp_dim": 4 * width}
-        values = derived | dict(values)
+        values = {"n_kv_head": heads, "head_dim": width // heads, "mlp_dim": 4 * width} | values
     try:
         config = GPTConfig(**values)
         if config.position == "rope":
             if config.head_dim % 2 or not rope_frequencies(config).isfinite().all():
-                raise ValueError("rotary positions need an even head_dim, and 4 numbers to scale")
+                raise ValueError("rotary positions need an even head_dim, and finite numbers")
             if config.block_size * config.head_dim > LARGEST_TABLE:
-                size = f"{names['block_size']} is {config.block_size}"
-                raise ValueError(f"{size}: its table of rotary positions has no room")
+                size = keys.get("block_size", "block_size")
+                raise ValueError(f"no room for rotary positions: {size} is {config.block_size}")
         return config
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as e:
-        raise UserError(f"{where} describes no model: {first_line(e)}") from None
+    except (ValueError, TypeError, ArithmeticError) as e:
+        raise UserError(f"{where} describes no model: {e}") from None
 
 
-# What a field of GPTConfig may be, by the type of its default.
-FITS = {
+def _is_number(v: Any) -> bool:
+    return type(v) in (int, float) and 0 < v < 1e30
+
+
+def _scales(v: Any) -> bool:
+    return v is None or type(v) is tuple and len(v) == 4 and all(map(_is_number, v))
+
+
+FITS = {  # what a field of GPTConfig may be, by the type of its default
     bool: ("true or false", lambda v: type(v) is bool),
     int: ("a whole number above 0", lambda v: type(v) is int and 0 < v < 2**31),
-    float: ("a number above 0", lambda v: type(v) in (int, float) and 0 < v < math.inf),
+    float: ("a number above 0", _is_number),
+    type(None): ("4 numbers above 0", _scales),  # rope_scaling
 }
-OPTIONAL = ("n_kv_head", "head_dim", "mlp_dim", "rope_theta")

@@ -15,10 +15,7 @@ Writer = Callable[[Path], object]  # writes one file at the path that it is give
 
 
 class UserError(ValueError):
-    """What was handed to minseal is wrong: says what was expected, what came, and what to do.
-
-    The command line prints its line and exits with code 2.
-    """
+    """What was handed to minseal is wrong: its one line says what was expected, and what came."""
 
 
 def first_line(error: BaseException) -> str:
@@ -31,13 +28,8 @@ def need(package: str, extra: str, what: object = "this") -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError:
-        name = package.split(".")[0]
-        raise UserError(
-            f"{what} needs the package {name}: pip install 'minseal[{extra}]'"
-        ) from None
-
-
-# ---- reading ----
+        name, how = package.split(".")[0], f"pip install 'minseal[{extra}]'"
+        raise UserError(f"{what} needs the package {name}: {how}") from None
 
 
 def read_text(path: str | Path) -> str:
@@ -46,8 +38,6 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8-sig")  # Windows likes to put a mark in front
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; expected a file") from None
     except (OSError, ValueError) as e:
         raise UserError(f"cannot read {path} as text in UTF-8: {first_line(e)}") from None
 
@@ -64,9 +54,7 @@ def parse_json(text: str, where: object, once: bool = False) -> Any:
     """Any JSON value. once: as in read_json. Raises UserError, in the name of `where`."""
     try:
         return json.loads(text, object_pairs_hook=_object_of if once else None)
-    except RecursionError:
-        raise UserError(f"cannot read {where} as JSON: nested too deep") from None
-    except ValueError as e:  # also a number of thousands of digits
+    except (ValueError, RecursionError) as e:  # also a number of thousands of digits
         raise UserError(f"cannot read {where} as JSON: {first_line(e)}") from None
 
 
@@ -80,27 +68,15 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict:
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """{name: tensor} in torch's own format, mapped: read when they are used.
-
-    Never runs code of the file (weights_only). Raises UserError if it is damaged.
-    """
+    """{name: tensor} in torch's own format, mapped; never runs code of the file (weights_only)."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
     except Exception as e:  # torch.load knows a dozen errors for a file that is none of its own
-        raise UserError(
-            f"{path} is damaged or no checkpoint ({type(e).__name__}: {first_line(e)}): "
-            "make or fetch it again"
-        ) from None
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(t, Tensor) for name, t in tensors.items()
-    ):
+        raise UserError(f"{path} is missing, damaged or no checkpoint: {first_line(e)}") from None
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is no checkpoint: expected names with tensors")
     return tensors
-
-
-# ---- writing ----
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
@@ -112,7 +88,6 @@ def write_whole(writers: dict[Path, Writer]) -> None:
     """Write several files: all under temporary names, then renamed.
 
     A kill or a full disk never leaves half a file, and what was there before survives.
-    Raises UserError if one cannot be written.
     """
     temporaries = {path: Path(f"{path}.tmp") for path in writers}
     try:
@@ -121,9 +96,7 @@ def write_whole(writers: dict[Path, Writer]) -> None:
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
     except (OSError, RuntimeError) as e:  # torch.save turns a full disk into a RuntimeError
-        raise UserError(
-            f"cannot write {path}: {first_line(e)}; what was there before is untouched"
-        ) from None
+        raise UserError(f"cannot write {path} (what was there stays): {first_line(e)}") from None
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)  # there only after an error
@@ -135,25 +108,21 @@ def write_folder(folder: str | Path, writers: dict[str, Writer]) -> None:
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"cannot make the folder {folder}: {first_line(e)}") from None
-    try:
         write_whole({folder / name: writer for name, writer in writers.items()})
+    except OSError as e:  # of mkdir: write_whole raises none
+        raise UserError(f"cannot make the folder {folder}: {first_line(e)}") from None
     finally:
-        if new and not any(folder.iterdir()):
+        if new and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
 
 
 def write_text(text: str) -> Writer:
-    """A writer of text."""
     return lambda path: Path(path).write_text(text, encoding="utf-8")
 
 
 def write_json(data: Any) -> Writer:
-    """A writer of JSON."""
     return write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_tensors(tensors: dict[str, Tensor]) -> Writer:
-    """A writer of torch's own format."""
     return lambda path: torch.save({k: t.detach().cpu() for k, t in tensors.items()}, path)

@@ -1,7 +1,6 @@
 """Text <-> ids: byte-level BPE through tiktoken, chat formats, and how ranks are learnt."""
 
 import base64
-import heapq
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -36,7 +35,6 @@ class Tokenizer:
     specials: text -> id of the tokens that no text has (the default: END alone).
     eot: the id that ends a text. bos: the ids that a text begins with.
     chat: a key of CHATS, or "" for a base model.
-    Raises UserError if these do not fit together.
     """
 
     def __init__(
@@ -59,19 +57,31 @@ class Tokenizer:
             "minseal", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
         )
 
+    def _check(self) -> None:
+        ids = [*self.ranks.values(), *self.specials.values()]
+        problems = {
+            "ids must be whole numbers from 0": any(type(id) is not int or id < 0 for id in ids),
+            "two tokens share an id": len(set(ids)) < len(ids),
+            "it lacks single bytes": any(bytes([b]) not in self.ranks for b in range(256)),
+            "eot and bos must be special": not self.ends.issuperset([self.eot, *self.bos]),
+            f"chat is {self.chat!r}, expected one of {[*CHATS]}": self.chat not in ("", *CHATS),
+        }
+        for problem, is_there in problems.items():
+            if is_there:
+                raise UserError(f"no tokenizer: {problem}")
+
     def encode(self, text: str) -> list[int]:
         """Text, or a part of one, -> ids; never a special token."""
         return self.encoding.encode_ordinary(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text: bytes that are no UTF-8 become "\ufffd", special tokens leave no trace."""
-        return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
+        """Ids -> text. Bytes that are no UTF-8 become "\ufffd", special tokens leave no trace.
 
-    def bytes_of(self, token: int) -> bytes:
-        """The bytes of one id, none for a special token; ValueError for an id without a token."""
-        if token not in self.tokens:  # a padded vocabulary has such ids
-            raise ValueError(f"no token has the id {token}")
-        return self.tokens[token]
+        Raises ValueError for an id without a token: a padded vocabulary has such ids.
+        """
+        if unknown := [id for id in ids if id not in self.tokens]:
+            raise ValueError(f"no token has the id {unknown[0]}")
+        return b"".join(self.tokens[id] for id in ids).decode(errors="replace")
 
     def begin(self, text: str) -> list[int]:
         """A text from its beginning -> ids."""
@@ -86,16 +96,14 @@ class Tokenizer:
 
         No system message is made up.
         """
+        turn, opening = CHATS[self.chat]
+        if self.specials.keys() >= set(THINK):
+            opening += "{}\n\n{}\n\n".format(*THINK)
         ids = list(self.bos)
         for role, text in messages:
             text = text.strip() if self.chat == "llama3" else text
-            ids += self._fill(CHATS[self.chat][0], role=role, text=text)
-        return ids + self._fill(self.opening())
-
-    def opening(self) -> str:
-        """How the assistant's turn begins in the chat format."""
-        thinks = self.specials.keys() >= set(THINK)
-        return CHATS[self.chat][1] + ("{}\n\n{}\n\n".format(*THINK) if thinks else "")
+            ids += self._fill(turn, role=role, text=text)
+        return ids + self._fill(opening)
 
     def _fill(self, template: str, **words: str) -> list[int]:
         # Cut first, filled in after: the template's special tokens become ids, and no word of
@@ -105,26 +113,6 @@ class Tokenizer:
             special = part in self.specials
             ids += [self.specials[part]] if special else self.encode(part.format(**words))
         return ids
-
-    def _check(self) -> None:
-        ids = [*self.ranks.values(), *self.specials.values()]
-        if not all(type(id) is int and id >= 0 for id in ids):
-            why = "ids must be whole numbers from 0"
-        elif len(set(ids)) < len(ids):
-            why = "two tokens share an id"
-        elif not all(bytes([b]) in self.ranks for b in range(256)):
-            why = "it lacks single bytes; if it is an open model's, convert that again"
-        elif self.eot not in self.ends:
-            why = f"the end of text must be a special token, not {self.eot!r}"
-        elif not self.ends.issuperset(self.bos):
-            why = f"a text must begin with special tokens, not {self.bos!r}"
-        elif self.chat not in ("", *CHATS):
-            why = f"chat is {self.chat!r}, expected one of {', '.join(CHATS)} or nothing"
-        else:
-            return
-        raise UserError(f"no tokenizer: {why}")
-
-    # ---- on disk ----
 
     def settings(self) -> dict[str, Any]:
         """What files() leave out, fit for JSON."""
@@ -138,22 +126,15 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path, settings: dict[str, Any] | None = None) -> "Tokenizer":
-        """What files() and settings() gave; without settings, a tokenizer of minseal's own."""
+        """What files() and settings() gave; without settings, the default ones."""
         rows = [line.split() for line in read_text(path).splitlines() if line]
         try:
             ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
         except ValueError:
-            raise UserError(
-                f"{path} does not hold tiktoken ranks: expected 'BASE64 RANK' on each line"
-            ) from None
-        if len(ranks) < len(rows):
-            raise UserError(f"{path} is damaged: it holds a token twice")
-        if settings is None and sorted(ranks.values()) != list(range(len(ranks))):
-            raise UserError(f"{path} is damaged: its ranks must count from 0 without gaps")
+            raise UserError(f"{path}: expected tiktoken's 'BASE64 RANK' on each line") from None
+        settings = dict(settings or {})
+        settings.pop("normal", "")  # that of tiny_data/fewshot has it
         try:
-            settings = dict(settings or {})
-            if settings.pop("normal", ""):  # older folders had it
-                raise ValueError("it changes text first; convert the open model again")
             return cls(ranks, **settings)
         except (TypeError, AttributeError, ValueError) as e:
             raise UserError(f"{path} and its settings: {e}") from None
@@ -174,7 +155,7 @@ def train_ranks(text: str, size: int, pattern: str = GPT2_PATTERN) -> dict[bytes
                 pairs[pair] += n
         if not pairs:
             break
-        ((a, b),) = heapq.nsmallest(1, pairs, key=lambda pair: (-pairs[pair], pair))
+        a, b = min(pairs, key=lambda pair: (-pairs[pair], pair))
         ranks[a + b] = len(ranks)
         words = [(_merge(parts, a, b), n) for parts, n in words]
     return ranks

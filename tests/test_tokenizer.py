@@ -58,7 +58,7 @@ def test_any_text_comes_back(text):
 @example(bytes(range(256)))
 def test_every_byte_string_has_tokens_that_give_it_back(data):
     ids = [TOKENIZER.ranks[bytes([b])] for b in data]
-    assert b"".join(map(TOKENIZER.bytes_of, ids)) == data
+    assert b"".join(TOKENIZER.tokens[id] for id in ids) == data
     assert TOKENIZER.decode(ids) == data.decode(errors="replace")
 
 
@@ -190,7 +190,7 @@ def test_half_a_surrogate_pair_does_not_crash():
 
 
 def test_special_ids_decode_to_nothing_and_unknown_ids_are_named():
-    assert CHATML.decode([256, *CHATML.encode("Hi"), 258]) == "Hi" and CHATML.bytes_of(258) == b""
+    assert CHATML.decode([256, *CHATML.encode("Hi"), 258]) == "Hi"
     for unknown in (CHATML.vocab_size, -1):
         with pytest.raises(ValueError, match=f"id {unknown}") as e:
             CHATML.decode([unknown])
@@ -223,10 +223,9 @@ def test_ids_with_a_gap_and_settings_come_back(tmp_path):
 DAMAGED_SETTINGS = {
     "two tokens share an id": {"specials": {END: 5}, "eot": 5},
     "whole numbers": {"specials": {END: -1}, "eot": -1},
-    "end of text": {"eot": 7},
-    "begin with special": {"bos": [3]},
+    "eot and bos must be special": {"eot": 7},
+    "eot and bos must": {"bos": [3]},
     "chat is 'irc'": {"chat": "irc"},
-    "convert the open model again": {"normal": "NFC"},
     "argument": {"color": "red"},
     "attribute": {"specials": [END]},
     "regex|[Pp]ars": {"pattern": "("},
@@ -242,10 +241,9 @@ def test_damaged_settings_are_refused(tmp_path, reason):
     assert len(str(e.value).splitlines()) == 1 and str(tmp_path) in str(e.value)
 
 
-def test_ranks_that_lack_bytes_are_refused_and_what_to_do_is_said(tmp_path):
-    """As older folders of SmolLM2 do."""
+def test_ranks_that_lack_bytes_are_refused(tmp_path):
     write_folder(tmp_path, CHATML.files())
     path = tmp_path / "ranks.tiktoken"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(UserError, match="lacks single bytes.*convert that again"):
+    with pytest.raises(UserError, match="lacks single bytes"):
         Tokenizer.load(path, CHATML.settings())

@@ -16,22 +16,14 @@ from .tokenizers import to_open
 
 
 def export(path: str | Path, model: GPT, tokenizer: Tokenizer) -> None:
-    """Write config.json, model.safetensors and the tokenizer's files in Hugging Face's layout.
-
-    Raises UserError if no family has such a model, or it cannot be written.
-    """
+    """Write config.json, model.safetensors and the tokenizer's files in Hugging Face's layout."""
     family, about = to_hugging_face(model.config)
-    about |= {
-        "dtype": str(model.wte.weight.dtype).removeprefix("torch."),
-        "eos_token_id": tokenizer.eot,
-        "bos_token_id": next(iter(tokenizer.bos), None),
-    }
-    files = {
-        "model.safetensors": write_safetensors(their_tensors(model, family), path),
-        "config.json": write_json(about),
-        **to_open(tokenizer).files(),
-    }
-    write_folder(path, files)
+    about["dtype"] = str(model.wte.weight.dtype).removeprefix("torch.")
+    about["eos_token_id"] = tokenizer.eot
+    about["bos_token_id"] = next(iter(tokenizer.bos), None)
+    weights = write_safetensors(their_tensors(model, family), path)
+    files = {"model.safetensors": weights, "config.json": write_json(about)}
+    write_folder(path, files | to_open(tokenizer).files())
 
 
 def their_tensors(model: GPT, family: Family) -> dict[str, Tensor]:
@@ -48,14 +40,9 @@ def their_tensors(model: GPT, family: Family) -> dict[str, Tensor]:
 def to_hugging_face(config: GPTConfig) -> tuple[Family, dict[str, Any]]:
     """GPTConfig -> its Family, and what their config.json says. (Back: load.from_hugging_face.)"""
     family = family_of(config)
-    own_heads = (
-        config.n_kv_head != config.n_head or config.head_dim * config.n_head != config.n_embd
-    )
-    if family.name == "gpt2" and own_heads:
-        raise UserError(
-            "GPT-2 has neither grouped heads nor a head_dim of its own; "
-            "this model has, so it cannot be exported as one"
-        )
+    grouped, width = config.n_kv_head != config.n_head, config.n_head * config.head_dim
+    if family.name == "gpt2" and (grouped or width != config.n_embd):
+        raise UserError("GPT-2 has no grouped heads and no head_dim: this model is not exported")
     about = {"architectures": [family.architecture], "model_type": family.name, **family.expected}
     about |= {theirs: getattr(config, ours) for ours, theirs in family.keys.items()}
     if config.rope_scaling is not None:

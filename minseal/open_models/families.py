@@ -1,11 +1,11 @@
-"""What others call our settings and tensors: a table for each family of models, one for GGUF.
+"""What others call our settings and tensors, family by family. To read another, add to the tables.
 
-To read another family, add a table.
+Llama's names are also those of SmolLM2, Qwen2.5 and Qwen3; GGUF has one set for all families.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,148 +23,84 @@ class Family:
     architecture: str  # its class in transformers
     settings: dict  # GPTConfig fields that make the family what it is
     keys: dict  # GPTConfig field -> key of its config.json
+    names: dict  # our layer -> theirs
     expected: dict  # key -> the value it must have, if it is there; else it is another model
-    names: dict  # our layer -> theirs; {} is the number of the block
     transposed: tuple = ()  # layers that it stores as (in, out)
-    unused: tuple = ()  # tensors that carry nothing: patterns
+    unused: str = ""  # tensors that carry nothing: a pattern
     prefix: str = ""  # in front of the names of all tensors but the head's
 
 
-LLAMA_KEYS = {
-    "vocab_size": "vocab_size",
-    "block_size": "max_position_embeddings",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_kv_head": "num_key_value_heads",
-    "n_embd": "hidden_size",
-    "head_dim": "head_dim",
-    "mlp_dim": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
-    "rope_theta": "rope_theta",
-    "tied": "tie_word_embeddings",
+# fmt: off
+# Ours                   Llama's                    GPT-2's                GGUF's
+KEYS = {
+    "vocab_size":      ("vocab_size",              "vocab_size",          ""),
+    "block_size":      ("max_position_embeddings", "n_positions",         "context_length"),
+    "n_layer":         ("num_hidden_layers",       "n_layer",             "block_count"),
+    "n_head":          ("num_attention_heads",     "n_head",              "attention.head_count"),
+    "n_kv_head":       ("num_key_value_heads",     "",                    "attention.head_count_kv"),
+    "n_embd":          ("hidden_size",             "n_embd",              "embedding_length"),
+    "head_dim":        ("head_dim",                "",                    "attention.key_length"),
+    "mlp_dim":         ("intermediate_size",       "n_inner",             "feed_forward_length"),
+    "norm_eps":        ("rms_norm_eps",            "layer_norm_epsilon",  ""),
+    "rope_theta":      ("rope_theta",              "",                    "rope.freq_base"),
+    "tied":            ("tie_word_embeddings",     "tie_word_embeddings", ""),
 }
-LLAMA_NAMES = {
-    "wte": "model.embed_tokens",
-    "norm": "model.norm",
-    "head": "lm_head",
-    "blocks.{}.norm1": "model.layers.{}.input_layernorm",
-    "blocks.{}.norm2": "model.layers.{}.post_attention_layernorm",
-    "blocks.{}.attn.q": "model.layers.{}.self_attn.q_proj",
-    "blocks.{}.attn.k": "model.layers.{}.self_attn.k_proj",
-    "blocks.{}.attn.v": "model.layers.{}.self_attn.v_proj",
-    "blocks.{}.attn.o": "model.layers.{}.self_attn.o_proj",
-    "blocks.{}.attn.q_norm": "model.layers.{}.self_attn.q_norm",
-    "blocks.{}.attn.k_norm": "model.layers.{}.self_attn.k_norm",
-    "blocks.{}.mlp.gate": "model.layers.{}.mlp.gate_proj",
-    "blocks.{}.mlp.up": "model.layers.{}.mlp.up_proj",
-    "blocks.{}.mlp.down": "model.layers.{}.mlp.down_proj",
+NAMES = {  # [i]: the i-th third of a layer
+    "wte":             ("model.embed_tokens",        "wte",               "token_embd"),
+    "wpe":             ("",                          "wpe",               "position_embd"),
+    "norm":            ("model.norm",                "ln_f",              "output_norm"),
+    "head":            ("lm_head",                   "lm_head",           "output"),
+    "blocks":          ("model.layers",              "h",                 "blk"),
+    ".norm1":          (".input_layernorm",          ".ln_1",             ".attn_norm"),
+    ".norm2":          (".post_attention_layernorm", ".ln_2",             ".ffn_norm"),
+    ".attn.q":         (".self_attn.q_proj",         ".attn.c_attn[0]",   ".attn_q"),
+    ".attn.k":         (".self_attn.k_proj",         ".attn.c_attn[1]",   ".attn_k"),
+    ".attn.v":         (".self_attn.v_proj",         ".attn.c_attn[2]",   ".attn_v"),
+    ".attn.o":         (".self_attn.o_proj",         ".attn.c_proj",      ".attn_output"),
+    ".attn.q_norm":    (".self_attn.q_norm",         "",                  ".attn_q_norm"),
+    ".attn.k_norm":    (".self_attn.k_norm",         "",                  ".attn_k_norm"),
+    ".mlp.gate":       (".mlp.gate_proj",            "",                  ".ffn_gate"),
+    ".mlp.up":         (".mlp.up_proj",              ".mlp.c_fc",         ".ffn_up"),
+    ".mlp.down":       (".mlp.down_proj",            ".mlp.c_proj",       ".ffn_down"),
 }
-GPT2_KEYS = {
-    "vocab_size": "vocab_size",
-    "block_size": "n_positions",
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "mlp_dim": "n_inner",
-    "norm_eps": "layer_norm_epsilon",
-    "tied": "tie_word_embeddings",
-}
-GPT2_NAMES = {
-    "wte": "wte",
-    "wpe": "wpe",
-    "norm": "ln_f",
-    "head": "lm_head",
-    "blocks.{}.norm1": "h.{}.ln_1",
-    "blocks.{}.norm2": "h.{}.ln_2",
-    "blocks.{}.attn.q": "h.{}.attn.c_attn[0]",  # q, k and v: thirds of one layer
-    "blocks.{}.attn.k": "h.{}.attn.c_attn[1]",
-    "blocks.{}.attn.v": "h.{}.attn.c_attn[2]",
-    "blocks.{}.attn.o": "h.{}.attn.c_proj",
-    "blocks.{}.mlp.up": "h.{}.mlp.c_fc",
-    "blocks.{}.mlp.down": "h.{}.mlp.c_proj",
-}
+# fmt: on
+
+
+def column(table: dict[str, tuple], i: int) -> dict[str, str]:
+    """{ours: theirs} of one column."""
+    return {ours: row[i] for ours, row in table.items() if row[i]}
+
+
+LLAMA_KEYS, GPT2_KEYS, GGUF_KEYS = (column(KEYS, i) for i in range(3))
+LLAMA_NAMES, GPT2_NAMES, GGUF_NAMES = (column(NAMES, i) for i in range(3))
 LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
 LLAMA = dict(norm="rms", position="rope", mlp="swiglu", bias=False, qkv_bias=False, qk_norm=False)
 GPT2 = dict(norm="layer", position="learned", mlp="gelu", bias=True, qkv_bias=True, qk_norm=False)
-
+# fmt: off
 GPT2_FAMILY = Family(
-    name="gpt2",
-    architecture="GPT2LMHeadModel",
-    settings=GPT2,
-    keys=GPT2_KEYS,
-    expected={
-        "activation_function": "gelu_new",
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-    },
-    names=GPT2_NAMES,
+    "gpt2", "GPT2LMHeadModel", GPT2, GPT2_KEYS, GPT2_NAMES,
+    {"activation_function": "gelu_new", "scale_attn_weights": True,
+     "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-    unused=(r"h\.\d+\.attn\.(masked_)?bias",),
+    unused=r"h\.\d+\.attn\.(masked_)?bias",
     prefix="transformer.",
 )
 LLAMA_FAMILY = Family(  # Llama 3 and SmolLM2
-    name="llama",
-    architecture="LlamaForCausalLM",
-    settings=LLAMA,
-    keys=LLAMA_KEYS,
-    expected={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
-    names=LLAMA_NAMES,
-    unused=(r".*rotary_emb\.inv_freq",),
+    "llama", "LlamaForCausalLM", LLAMA, LLAMA_KEYS, LLAMA_NAMES,
+    {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    unused=r".*rotary_emb\.inv_freq",
 )
 QWEN2_FAMILY = Family(
-    name="qwen2",
-    architecture="Qwen2ForCausalLM",
-    settings=LLAMA | {"qkv_bias": True},
-    keys=LLAMA_KEYS,
-    expected={"hidden_act": "silu", "use_sliding_window": False},
-    names=LLAMA_NAMES,
+    "qwen2", "Qwen2ForCausalLM", LLAMA | {"qkv_bias": True}, LLAMA_KEYS, LLAMA_NAMES,
+    {"hidden_act": "silu", "use_sliding_window": False},
 )
 QWEN3_FAMILY = Family(
-    name="qwen3",
-    architecture="Qwen3ForCausalLM",
-    settings=LLAMA | {"qk_norm": True},
-    keys=LLAMA_KEYS,
-    expected={"hidden_act": "silu", "use_sliding_window": False, "attention_bias": False},
-    names=LLAMA_NAMES,
+    "qwen3", "Qwen3ForCausalLM", LLAMA | {"qk_norm": True}, LLAMA_KEYS, LLAMA_NAMES,
+    {"hidden_act": "silu", "use_sliding_window": False, "attention_bias": False},
 )
-FAMILIES = {
-    family.name: family for family in (GPT2_FAMILY, LLAMA_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY)
-}
-
-# GGUF names keys and tensors alike in every family (keys without the architecture in front).
-GGUF_KEYS = {
-    "block_size": "context_length",
-    "n_layer": "block_count",
-    "n_head": "attention.head_count",
-    "n_kv_head": "attention.head_count_kv",
-    "n_embd": "embedding_length",
-    "head_dim": "attention.key_length",
-    "mlp_dim": "feed_forward_length",
-    "rope_theta": "rope.freq_base",
-}
-GGUF_NAMES = {
-    "wte": "token_embd",
-    "wpe": "position_embd",
-    "norm": "output_norm",
-    "head": "output",
-    "blocks.{}.norm1": "blk.{}.attn_norm",
-    "blocks.{}.norm2": "blk.{}.ffn_norm",
-    "blocks.{}.attn.q": "blk.{}.attn_q",
-    "blocks.{}.attn.k": "blk.{}.attn_k",
-    "blocks.{}.attn.v": "blk.{}.attn_v",
-    "blocks.{}.attn.o": "blk.{}.attn_output",
-    "blocks.{}.attn.q_norm": "blk.{}.attn_q_norm",
-    "blocks.{}.attn.k_norm": "blk.{}.attn_k_norm",
-    "blocks.{}.mlp.gate": "blk.{}.ffn_gate",
-    "blocks.{}.mlp.up": "blk.{}.ffn_up",
-    "blocks.{}.mlp.down": "blk.{}.ffn_down",
-}
-GGUF_GPT2_NAMES = GGUF_NAMES | {
-    "blocks.{}.attn.q": "blk.{}.attn_qkv[0]",
-    "blocks.{}.attn.k": "blk.{}.attn_qkv[1]",
-    "blocks.{}.attn.v": "blk.{}.attn_qkv[2]",
-}
+# fmt: on
+FAMILIES = {f.name: f for f in (GPT2_FAMILY, LLAMA_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY)}
 
 
 def family_of(config: GPTConfig) -> Family:
@@ -173,9 +109,6 @@ def family_of(config: GPTConfig) -> Family:
         if all(getattr(config, name) == value for name, value in family.settings.items()):
             return family
     raise UserError(f"no family of Hugging Face ({', '.join(FAMILIES)}) has the settings {config}")
-
-
-# ---- what every format is turned into ----
 
 
 @dataclass(frozen=True)
@@ -212,14 +145,14 @@ class Source:
     config: GPTConfig
     tensors: dict[str, Stored]
     tokenizer: Tokenizer
-    place: Callable[[str], Place] = field(default=Place)  # of our parameter; default: same names
+    place: Callable[[str], Place] = Place  # of our parameter; default: same names
 
 
 def place_of(ours: str, names: dict[str, str], transposed: tuple[str, ...] = ()) -> Place:
     """'blocks.3.attn.q.weight' -> its Place, by the names and transposed layers of a family."""
     layer, kind = ours.rsplit(".", 1)
-    pattern = re.sub(r"^blocks\.\d+", "blocks.{}", layer)
-    theirs = names[pattern].format(*re.findall(r"\d+", layer)[:1])
+    first, number, part = re.fullmatch(r"(\w+)(\.\d+)?(.*)", layer).groups()
+    theirs = names[first] + (number or "") + (names[part] if part else "")
     theirs, third = re.fullmatch(r"(.*?)(?:\[(\d)\])?", theirs).groups()
     turned = kind == "weight" and theirs.endswith(transposed)
     return Place(f"{theirs}.{kind}", int(third) if third else None, turned)

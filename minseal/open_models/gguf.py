@@ -13,17 +13,10 @@ from torch import Tensor
 from ..checkpoint import make_config
 from ..files import UserError, first_line, need
 from ..model import GPTConfig, rope_frequencies
-from .families import (
-    FAMILIES,
-    GGUF_GPT2_NAMES,
-    GGUF_KEYS,
-    GGUF_NAMES,
-    Place,
-    Source,
-    Stored,
-    place_of,
-)
+from .families import FAMILIES, GGUF_KEYS, GGUF_NAMES, Place, Source, Stored, place_of
 from .tokenizers import tokenizer_of_gguf
+
+GPT2_NAMES = GGUF_NAMES | {f".attn.{part}": f".attn_qkv[{i}]" for i, part in enumerate("qkv")}
 
 
 def open_gguf(path: Path) -> Source:
@@ -31,16 +24,11 @@ def open_gguf(path: Path) -> Source:
     fields, tensors = read_gguf(path)
     kind = str(fields.get("general.architecture"))
     if kind not in FAMILIES:
-        raise UserError(
-            f"{path}: general.architecture is {kind!r:.60}; minseal reads {', '.join(FAMILIES)}"
-        )
+        raise UserError(f"{path} is a {kind!r:.60}; minseal reads {', '.join(FAMILIES)}")
     about = {key.removeprefix(f"{kind}."): value for key, value in fields.items()}
     scaling = about.get("rope.scaling.type", "none")
     if about.get("expert_count") or about.get("attention.sliding_window") or scaling != "none":
-        raise UserError(
-            f"{path}: experts, sliding windows and rope scaling by a formula "
-            "are not a part of minseal's GPT"
-        )
+        raise UserError(f"{path} has experts, a sliding window or rope scaling: not minseal's GPT")
     settings = FAMILIES[kind].settings
     rms = "_rms" if settings["norm"] == "rms" else ""
     keys = GGUF_KEYS | {"norm_eps": f"attention.layer_norm{rms}_epsilon"}
@@ -48,19 +36,14 @@ def open_gguf(path: Path) -> Source:
     values |= settings | {"tied": "output.weight" not in tensors}
     if "token_embd.weight" in tensors:
         values["vocab_size"] = tensors["token_embd.weight"].shape[0]
-    if isinstance(values.get("norm_eps"), float):  # float32's 1e-5 comes as 9.9999997e-06
-        values["norm_eps"] = float(f"{values['norm_eps']:.6g}")
     config = make_config(values, path, keys | {"vocab_size": "token_embd.weight"})
     if about.get("rope.dimension_count", config.head_dim) != config.head_dim:
-        raise UserError(
-            f"{path}: rotary positions for a part of each head; minseal's GPT turns whole heads"
-        )
+        raise UserError(f"{path} turns a part of each head by position, minseal's GPT all of it")
     if "rope_freqs.weight" in tensors:
-        factors = tensors.pop("rope_freqs.weight").read()
-        config = add_rope_scaling(config, factors, path)
+        config = add_rope_scaling(config, tensors.pop("rope_freqs.weight").read(), path)
 
     def place(ours: str) -> Place:
-        found = place_of(ours, GGUF_GPT2_NAMES if kind == "gpt2" else GGUF_NAMES)
+        found = place_of(ours, GPT2_NAMES if kind == "gpt2" else GGUF_NAMES)
         reordered = re.search(r"attn_([qk])\.", found.name) if kind == "llama" else None
         if reordered is None:
             return found
@@ -72,35 +55,27 @@ def open_gguf(path: Path) -> Source:
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     """({key: value}, {name: Stored}) of a GGUF file, which is mapped: read when it is used.
 
-    The package (0.19.0) refuses a file that ends too early, wherever it was cut.
     https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
     gguf = need("gguf", "weights", what=path)
+    tensors = {}
     try:
         reader = gguf.GGUFReader(path, "c")  # copy on write: torch wants writable memory
         fields = {key: field.contents() for key, field in reader.fields.items()}
-        tensors = {t.name: _stored(gguf, path, t) for t in reader.tensors}
+        for t in reader.tensors:
+            shape = tuple(int(n) for n in reversed(t.shape))  # GGUF's fastest dimension is first
+            tensors[t.name] = Stored(shape, torch.float32, partial(_dequantise, path, t, shape))
     except Exception as e:  # a damaged file meets whatever NumPy has against it
-        raise UserError(
-            f"{path} is damaged, or no GGUF file ({type(e).__name__}: {first_line(e)})"
-        ) from None
+        raise UserError(f"{path} is damaged, or no GGUF file: {first_line(e)}") from None
     return fields, tensors
 
 
-def _stored(gguf: Any, path: Path, t: Any) -> Stored:
-    shape = tuple(int(n) for n in reversed(t.shape))  # GGUF counts the fastest dimension first
-    return Stored(shape, torch.float32, partial(_dequantise, gguf, path, t, shape))
-
-
-def _dequantise(gguf: Any, path: Path, t: Any, shape: tuple[int, ...]) -> Tensor:
+def _dequantise(path: Path, t: Any, shape: tuple[int, ...]) -> Tensor:
     try:
-        numbers = gguf.dequantize(t.data, t.tensor_type).astype(np.float32, copy=False)
-    except NotImplementedError:
-        raise UserError(
-            f"{path}: {t.name!r} is stored as {t.tensor_type.name}, "
-            "which the package gguf cannot turn into numbers"
-        ) from None
-    return torch.from_numpy(np.asarray(numbers)).view(shape)
+        numbers = need("gguf", "weights").dequantize(t.data, t.tensor_type)
+    except NotImplementedError as e:
+        raise UserError(f"{path}: cannot read {t.name!r}: {first_line(e)}") from None
+    return torch.from_numpy(np.asarray(numbers, dtype=np.float32)).view(shape)
 
 
 def add_rope_scaling(config: GPTConfig, factors: Tensor, path: Path) -> GPTConfig:

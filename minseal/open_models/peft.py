@@ -13,14 +13,8 @@ from ..model import GPT
 from .families import Stored, family_of, place_of
 from .safetensors import read_safetensors, write_safetensors
 
-# Settings of PEFT with which an adapter is more than y = x W^T + scale (x A^T) B^T.
-PLAIN = {
-    "use_dora": False,
-    "use_rslora": False,
-    "lora_bias": False,
-    "bias": "none",
-    "modules_to_save": None,
-}
+# With other values of these, an adapter is more than y = x W^T + scale (x A^T) B^T.
+PLAIN = {"use_dora": False, "use_rslora": False, "bias": "none", "modules_to_save": None}
 
 
 def save_adapter(
@@ -34,8 +28,7 @@ def save_adapter(
 ) -> None:
     """Write adapter k of an Adapters.state() to a folder that peft loads.
 
-    config: the LoRAConfig it was made with. base: name of the model underneath.
-    about: kept in minseal.json.
+    config: the one it was made with. base: name of the model underneath. about: to minseal.json.
     """
     family = family_of(model.config)
     parts: dict[str, list] = {}  # their layer -> [(third, A, B)]
@@ -68,11 +61,8 @@ def save_adapter(
         **PLAIN,
     }
     ours = {"base": base, "fingerprint": fingerprint(model), **(about or {})}
-    files = {
-        "adapter_model.safetensors": write_safetensors(tensors, path),
-        "adapter_config.json": write_json(settings),
-        "minseal.json": write_json(ours),
-    }
+    files = {"adapter_config.json": write_json(settings), "minseal.json": write_json(ours)}
+    files["adapter_model.safetensors"] = write_safetensors(tensors, path)
     write_folder(path, files)
 
 
@@ -81,31 +71,25 @@ def load_adapter(
 ) -> tuple[Adapters, LoRAConfig]:
     """Attach the adapter in a folder of PEFT's (or of save_adapter) to the model.
 
-    Raises UserError if it was made for another model (both are named), or uses what minseal's
-    LoRA does not have.
+    Raises UserError if it was made for another model than `name`, or is no plain LoRA.
     """
     path = Path(path)
     weights, ours = path / "adapter_model.safetensors", path / "minseal.json"
-    if not (path / "adapter_config.json").is_file():
-        raise UserError(
-            f"no adapter at {path}: expected a folder with adapter_config.json and {weights.name}"
-        )
+    for file in (path / "adapter_config.json", weights):
+        if not file.is_file():
+            raise UserError(f"no adapter at {path}: it has no {file.name}")
     settings = read_json(path / "adapter_config.json")
-    for key, value in {**PLAIN, "peft_type": "LORA"}.items():
+    for key, value in (PLAIN | {"peft_type": "LORA"}).items():
         if settings.get(key, value) not in (value, [], None):
-            raise UserError(
-                f"{path}: {key} is {settings[key]!r}; minseal's LoRA has it {value!r} only"
-            )
-    if not weights.is_file():
-        raise UserError(
-            f"{path} has no {weights.name} (pickles are refused: they can run code when read)"
-        )
-    other = f"{path} was made for another model ({settings.get('base_model_name_or_path')})"
-    other += f" than {name}"
+            raise UserError(f"{path}: {key} is {settings[key]!r}; expected {value!r}")
+    base = settings.get("base_model_name_or_path")
+    other = f"{path} was made for another model ({base}) than {name}"
     try:
         noted = read_json(ours).get("fingerprint") if ours.is_file() else None
-        if noted and not _close(noted, fingerprint(model)):
-            raise UserError(f"{other}: their weights differ")
+        if noted:
+            there, here = torch.tensor(noted), torch.tensor(fingerprint(model))
+            if not torch.allclose(there, here, rtol=0.05, atol=1e-3):
+                raise UserError(f"{other}: their weights differ")
         pairs, scale = _match(settings, read_safetensors(weights), model, other)
     except (KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError, re.error) as e:
         raise UserError(f"{path} is damaged: {type(e).__name__} {first_line(e)}") from None
@@ -127,9 +111,8 @@ def _match(
     """({our layer: (A, B)}, the scale of all): a layer's own scale goes into its B."""
     family = family_of(model.config)
     pairs, used, scale = {}, set(), settings["lora_alpha"] / settings["r"]
-    for layer, module in model.named_modules():
-        is_target = layer.startswith("blocks.") and layer.split(".")[-1] in TARGETS
-        if not is_target or not isinstance(module, nn.Linear):
+    for layer, module in model.blocks.named_modules(prefix="blocks"):
+        if not isinstance(module, nn.Linear):
             continue
         place = place_of(f"{layer}.weight", family.names)
         theirs = place.name.removesuffix(".weight")
@@ -137,6 +120,7 @@ def _match(
         if names[0] not in found:
             continue
         A, B = (found[name].read().float() for name in names)  # (R, in), (out, R)
+        B = B * (_alpha(settings, theirs) / len(A) / scale)  # (out, R)
         if place.third is not None and len(B) == 3 * module.out_features:
             B = B.chunk(3)[place.third]  # (out, R)
             mine = B.any(0)  # (R,), q, k and v side by side: take back this one's part
@@ -144,20 +128,21 @@ def _match(
                 mine[: settings["r"]] = True
             A, B = A[mine], B[:, mine]  # (fewer R, in), (out, fewer R)
         if A.shape[1] != module.in_features or tuple(B.shape) != (module.out_features, len(A)):
-            raise UserError(
-                f"{other}: A {tuple(A.shape)} and B {tuple(B.shape)} of {theirs} do not fit "
-                f"{layer}, which is ({module.out_features}, {module.in_features})"
-            )
-        alpha = _setting(settings, "alpha_pattern", "lora_alpha", theirs)
-        rank = _setting(settings, "rank_pattern", "r", theirs)
-        pairs[layer] = A, B * (alpha / rank / scale)
+            raise UserError(f"{other}: the shapes of {theirs} do not fit {layer}")
+        pairs[layer] = A, B
         used.update(names)
-    if left := sorted(found.keys() - used) or not pairs and ["no tensor"]:
-        raise UserError(
-            f"{other}, or adapts more than the linear layers of its blocks: "
-            f"{left[0]} has no place here"
-        )
+    if not pairs or used != found.keys():
+        left = sorted(found.keys() - used)[:1]
+        raise UserError(f"{other}, or adapts more than its blocks: no place for {left}")
     return pairs, scale
+
+
+def _alpha(settings: dict[str, Any], layer: str) -> float:
+    """A layer's own alpha, or the one of all."""
+    for key, alpha in (settings.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({key})$", layer):
+            return alpha
+    return settings["lora_alpha"]
 
 
 def fingerprint(model: GPT) -> list[float]:
@@ -168,18 +153,6 @@ def fingerprint(model: GPT) -> list[float]:
     return [round(x, 4) for x in flat[:: max(1, len(flat) // 16)][:16].float().tolist()]
 
 
-def _close(a: list[float], b: list[float]) -> bool:
-    return torch.allclose(torch.tensor(a), torch.tensor(b), rtol=0.05, atol=1e-3)
-
-
 def _suffix(name: str) -> str:
     """'h.0.attn.c_attn' -> 'attn.c_attn': how PEFT names the same layer of all blocks."""
     return ".".join(name.split(".")[-2:])
-
-
-def _setting(settings: dict[str, Any], pattern: str, default: str, name: str) -> Any:
-    """A layer's own rank or alpha, or the one of all."""
-    for key, value in (settings.get(pattern) or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return settings[default]

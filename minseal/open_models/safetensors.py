@@ -1,6 +1,5 @@
 """Safetensors files, through the package `safetensors`."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,28 +8,35 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import UserError, Writer, first_line, need, read_json
+from ..files import UserError, Writer, first_line, need
 from .families import Stored
 
-FLOATS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-PICKLE = (
-    "a pickle can run code when it is read, so it is refused; "
-    "save the model again with transformers, safe_serialization=True"
-)
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_shards(folder: Path) -> dict[str, Stored]:
+    """{name: Stored} of a folder: of model.safetensors, or of the shards that it was cut into.
+
+    The index beside the shards is not read: match() in load.py finds what is missing or too much.
+    """
+    single = folder / "model.safetensors"
+    files = [single] if single.is_file() else sorted(folder.glob("model-*.safetensors"))
+    if not files:
+        how = "pickles can run code and are refused; save it with safe_serialization=True"
+        raise UserError(f"{folder} has no {single.name} ({how})")
+    tensors: dict[str, Stored] = {}
+    for file in files:
+        tensors |= read_safetensors(file)
+    return tensors
 
 
 def read_safetensors(path: Path) -> dict[str, Stored]:
-    """{name: Stored} of one file; nothing is read but its header. Raises UserError."""
+    """{name: Stored} of one file; nothing is read but its header."""
     tensors = {}
     with open_safely(path) as file:
         for name in file.keys():
-            told = file.get_slice(name)
-            dtype, shape = told.get_dtype(), tuple(told.get_shape())
+            there = file.get_slice(name)
+            dtype, shape = there.get_dtype(), tuple(there.get_shape())
             tensors[name] = Stored(shape, FLOATS.get(dtype, dtype), partial(_read, path, name))
     return tensors
 
@@ -49,47 +55,8 @@ def open_safely(path: Path) -> Iterator:
     try:
         with package.safe_open(path, "pt") as file:
             yield file
-    except UserError:
-        raise
     except Exception as e:  # SafetensorError, OSError, and torch's own for numbers it has not
-        if is_pickle(path):
-            raise UserError(f"{path} is a pickle, not safetensors: {PICKLE}") from None
         raise UserError(f"cannot read {path} as safetensors: {first_line(e)}") from None
-
-
-def is_pickle(path: Path) -> bool:
-    """torch.save writes a zip, older ones a bare pickle."""
-    try:
-        with open(path, "rb") as file:
-            return re.match(rb"PK|\x80", file.read(2)) is not None
-    except OSError:
-        return False
-
-
-def read_shards(folder: Path) -> dict[str, Stored]:
-    """{name: Stored} of a folder: one file, or several and the index that says what lies where."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if not index.is_file():
-        if single.is_file():
-            return read_safetensors(single)
-        if pickles := [*sorted(folder.glob("*.bin")), *sorted(folder.glob("*.pt*"))]:
-            raise UserError(f"{folder} holds {pickles[0].name} and no {single.name}: {PICKLE}")
-        raise UserError(f"{folder} holds no {single.name}")
-    file_of = read_json(index).get("weight_map")
-    if not isinstance(file_of, dict) or not all(isinstance(f, str) for f in file_of.values()):
-        raise UserError(f"{index} has no weight_map from tensors to files")
-    for file in file_of.values():
-        if "\0" in file or Path(file).name != file or file == "..":
-            raise UserError(f"{index} points outside its folder: {file!r}")
-        if not (folder / file).is_file():
-            raise UserError(f"{folder} lacks the shard {file!r}, which {index.name} names")
-    tensors: dict[str, Stored] = {}
-    for file in dict.fromkeys(file_of.values()):
-        shard = read_safetensors(folder / file)
-        if wrong := set(shard) ^ {name for name, named in file_of.items() if named == file}:
-            raise UserError(f"{folder / file} and {index.name} disagree about {min(wrong)!r}")
-        tensors |= shard
-    return tensors
 
 
 def write_safetensors(tensors: dict[str, Tensor], what: object) -> Writer:

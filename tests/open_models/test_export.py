@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_no_half_model(tmp_path, room):
     for folder in ("new", "old"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
         try:
-            with pytest.raises(UserError, match="model.safetensors.*untouched") as e:
+            with pytest.raises(UserError, match="model.safetensors.*stays") as e:
                 export(tmp_path / folder, tiny(), TOKENIZER)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -152,7 +152,7 @@ def test_logits_of_the_model_that_was_written(tmp_path, kind, quantised):
     mine, tokenizer = load(tmp_path / "model.gguf", "cpu")
     assert difference(mine, theirs) < 1e-5  # measured: at most 6e-6, quantised or not
     assert mine.config.tied == theirs.config.tie_word_embeddings
-    assert mine.config.norm_eps in (1e-5, 1e-6)
+    assert mine.config.norm_eps in (pytest.approx(1e-5), pytest.approx(1e-6))
     assert mine.config.rope_scaling == LLAMA32.get(kind)
     ids = [bpe(kind)(text)["input_ids"] for text in TEXTS]
     assert [tokenizer.encode(text) for text in TEXTS] == ids and tokenizer.eot == 0
@@ -273,7 +273,7 @@ def test_a_kind_that_cannot_be_dequantised(tmp_path):
     begin = data.index(b"x\2\0\0\0") + 21
     assert data[begin : begin + 4] == int(Q.F32).to_bytes(4, "little")
     path.write_bytes(data[:begin] + int(Q.I32).to_bytes(4, "little") + data[begin + 4 :])
-    with pytest.raises(UserError, match="'x' is stored as I32"):
+    with pytest.raises(UserError, match="'x'.*I32"):
         read_gguf(path)[1]["x"].read()
 
 

@@ -52,7 +52,7 @@ def test_logits_and_greedy_text_of_transformers(tmp_path, kind, shards, dtype):
 
 
 def test_gpt2_as_it_lies_on_the_hub(tmp_path):
-    """No prefix, masks among the tensors, the head under its own name, the older files."""
+    """No prefix, masks among the tensors, the head under its own name."""
     theirs = write_theirs(tmp_path, "gpt2")
     tensors = {k.removeprefix("transformer."): v for k, v in theirs.state_dict().items()}
     assert "lm_head.weight" in tensors  # and it is not read: the configuration ties it
@@ -61,14 +61,8 @@ def test_gpt2_as_it_lies_on_the_hub(tmp_path):
     tensors["h.1.attn.masked_bias"] = torch.tensor(-1e4)
     safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
     about = change(tmp_path / "config.json", n_inner=None)
-    for key in ("tie_word_embeddings", "layer_norm_epsilon"):
-        about.pop(key)
+    about.pop("tie_word_embeddings")
     (tmp_path / "config.json").write_text(json.dumps(about))
-    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
-    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
-    merges = "\n".join(" ".join(pair) for pair in model["merges"])
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + merges)
-    (tmp_path / "tokenizer.json").unlink()
     assert "mlp" in refused(tmp_path)  # SMALL is 56 wide inside, not 4 * 32
     change(tmp_path / "config.json", n_inner=56)
     mine, tokenizer = load(tmp_path, "cpu")
@@ -120,8 +114,6 @@ ROPE = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embe
         ({"rope_parameters": [1]}, "rope_parameters"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": "x", **ROPE}}, "config.json"),
         ({"partial_rotary_factor": 0.5}, "0.5"),
-        ({"layer_types": ["sliding_attention"]}, "sliding_attention"),
-        ({"layer_types": 3}, "layer_types"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"vocab_size": -3}, "vocab_size is -3"),
         ({"vocab_size": 0}, "vocab_size"),
@@ -135,7 +127,7 @@ ROPE = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embe
         ({"num_hidden_layers": 10**9}, "1000000000 blocks"),
         ({"num_attention_heads": None}, "has no num_attention_heads"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
-        ({"num_key_value_heads": 3}, "n_kv_head"),
+        ({"num_key_value_heads": 3}, "key-value heads"),
         ({"head_dim": 7}, "head_dim"),
         ({"max_position_embeddings": 2**30}, "max_position_embeddings"),
         ({"max_position_embeddings": -1}, "max_position_embeddings"),
@@ -214,35 +206,18 @@ def test_a_tokenizer_larger_than_the_embedding(folder):
     assert "300 tokens" in (message := refused(folder)) and "299 rows" in message
 
 
-OUTSIDE = ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", ".", "x\0"]
-
-
-@pytest.mark.parametrize("file", [*OUTSIDE, "model-00002-of-00002.safetensors", "", 3])
-def test_shards_that_are_not_there(tmp_path, file):
+def test_a_shard_that_is_not_there_and_one_too_many(tmp_path):
+    """The index is not read: every parameter needs its tensor, and every tensor its parameter."""
     write_theirs(tmp_path, "llama", max_shard_size="8KB")
-    (tmp_path.parent / "x.safetensors").write_bytes(b"")
-    index = tmp_path / "model.safetensors.index.json"
-    file_of = json.loads(index.read_text())["weight_map"]
-    change(index, weight_map={**file_of, "model.norm.weight": file})
-    reason = "weight_map" if file == 3 else "outside" if file in OUTSIDE else "lacks"
-    assert reason in refused(tmp_path)
-
-
-def test_shards_and_an_index_that_disagree(tmp_path):
-    write_theirs(tmp_path, "llama", max_shard_size="8KB")
-    index = tmp_path / "model.safetensors.index.json"
-    file_of = json.loads(index.read_text())["weight_map"]
+    file_of = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     shard = tmp_path / file_of["model.norm.weight"]
     shard.rename(tmp_path / "elsewhere")
-    assert shard.name in (message := refused(tmp_path)) and "lacks" in message
+    assert "is missing" in refused(tmp_path)
     (tmp_path / "elsewhere").rename(shard)
+    (tmp_path / "model.safetensors.index.json").unlink()
     load(tmp_path)
-    others = {k: v for k, v in file_of.items() if k != "model.norm.weight"}
-    change(index, weight_map=others | {"another": shard.name})
-    assert "disagree" in refused(tmp_path)
-    for nonsense in ("[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "{"):
-        index.write_text(nonsense)
-        refused(tmp_path)
+    safetensors.torch.save_file({"another": torch.zeros(2)}, tmp_path / "model-9.safetensors")
+    assert "'another'" in refused(tmp_path)
 
 
 def test_no_folder_and_a_file_in_its_place(tmp_path):
@@ -255,13 +230,10 @@ def test_no_folder_and_a_file_in_its_place(tmp_path):
 
 def test_files_of_another_kind(folder):
     (folder / "tokenizer.json").rename(folder / "tokenizer.model")
-    assert "only tokenizer.model" in refused(folder)
-    (folder / "tokenizer.model").unlink()
     assert "no tokenizer.json" in refused(folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "pytorch_model.bin" in (message := refused(folder)) and "safe_serialization" in message
-    (folder / "pytorch_model.bin").unlink()
-    assert "no model.safetensors" in refused(folder)
+    message = refused(folder)
+    assert "no model.safetensors" in message and "safe_serialization" in message
 
 
 class Evil:
@@ -279,8 +251,7 @@ def test_a_pickle_under_the_name_of_safetensors(folder, tmp_path, protocol):
         torch.save(evil, file)
     else:
         file.write_bytes(pickle.dumps(evil, protocol))
-    # Protocol 0 is plain text, which nothing tells from other damage.
-    assert ("a pickle can run code" if protocol else "safetensors") in refused(folder)
+    assert "cannot read" in refused(folder)
     assert not (tmp_path / "executed").exists()
 
 

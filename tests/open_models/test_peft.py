@@ -33,12 +33,11 @@ CLOSE = dict(rtol=0, atol=1e-5)  # float32: the same sums in another order
 def trained(model, K=1, config=LoRAConfig(4, 8.0), seed=0):
     """K adapters that change the logits, as training would leave them."""
     adapters, generator = attach(model, K, config), torch.Generator().manual_seed(seed)
-    adapters.load(
-        {
-            name: 0.1 * torch.randn(t.shape, generator=generator) if t.dim() else t
-            for name, t in adapters.state().items()  # but for the scale
-        }
-    )
+    state = adapters.state()
+    for name, old in state.items():
+        if name != "scale":
+            state[name] = 0.1 * torch.randn(old.shape, generator=generator)
+    adapters.load(state)
     return adapters
 
 
