@@ -563,7 +563,7 @@ def test_an_error_while_training_leaves_the_model_plain(make_gpt):
     with pytest.raises(KeyboardInterrupt):
         adapt(model, [good], recompute, on_step=interrupt)
     with pytest.raises(ValueError, match="another model"):
-        adapt(model, [good], CONFIG, start={"blocks.0.attn.q.A": torch.zeros(1, 4, 32)})
+        adapt(model, [good], recompute, start={"blocks.0.attn.q.A": torch.zeros(1, 4, 32)})
     assert model.n_adapters is None and not model.recompute
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before))
     assert all(p.requires_grad for p in model.parameters())

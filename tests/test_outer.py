@@ -328,6 +328,18 @@ def test_the_history_holds_every_trial_context_by_context(pretrained):
     assert model.n_adapters is None and all(p.requires_grad for p in model.parameters())
 
 
+def test_each_round_and_each_part_of_it_draws_its_own_luck(pretrained):
+    """The same passage four times: twice in a round, in parts of its own, in two rounds."""
+    model, tokenizer = pretrained
+    (context,), task = toy_passages(1, 0), short_notes(tokenizer)
+    config = OuterConfig(rounds=2, contexts=2, samples=4, at_once=1)
+    history = outer_loop(
+        model, task, [context] * 2, config, INNER, reward=same_for_all
+    )  # so the policy stays as it is
+    texts = [tuple(t.text for t in trials) for tried in history for _, trials in tried]
+    assert len(set(texts)) == 4
+
+
 def test_no_rounds_and_no_change(pretrained):
     model, tokenizer = pretrained
     before = weights(model)
