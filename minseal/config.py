@@ -35,10 +35,11 @@ class Settings:
                 raise UserError(f"{told}; expected one of {words}")
 
     def at_least(self, **bounds: float) -> None:
-        """Refuse settings whose fields are below these bounds, or no numbers."""
+        """Refuse settings whose fields are below these bounds, or NaN; None says nothing."""
         for name, low in bounds.items():
-            if not getattr(self, name) >= low:  # NaN is refused, too
-                told = f"{type(self).__name__}.{name} is {getattr(self, name)}"
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                told = f"{type(self).__name__}.{name} is {value}"
                 raise UserError(f"{told}; expected at least {low}")
 
 
@@ -79,14 +80,13 @@ def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
 def build(settings: type, values: dict[str, Any], prefix: str = "") -> Any:
     """The dataclass from flat option values {'outer.rounds': 3, ...}."""
     try:
-        return settings(
-            **{
-                f.name: build(type(default), values, f"{prefix}{f.name}.")
-                if is_dataclass(default := _default(f))
-                else values[prefix + f.name]
-                for f in fields(settings)
-            }
-        )
+        given = {}
+        for f in fields(settings):
+            inside, name = type(_default(f)), prefix + f.name
+            given[f.name] = (
+                build(inside, values, f"{name}.") if is_dataclass(inside) else values[name]
+            )
+        return settings(**given)
     except ValueError as e:
         raise UserError(str(e)) from None
 

