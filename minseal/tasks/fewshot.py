@@ -12,18 +12,9 @@ import numpy as np
 from ..files import UserError
 from ..selfedit import Document, InvalidSelfEdit, SelfEdit, Task, check_directive
 from ..tokenizer import Tokenizer
+from . import augment
 from .arc import MAX_SIDE, Grid, Pair, Puzzle, from_text, to_text
-from .augment import (
-    GROUPS,
-    IDENTITY,
-    TRANSPOSE,
-    VIEWS,
-    Augmentation,
-    draw_training_puzzles,
-    permute_colours,
-    reorder,
-    transform,
-)
+from .augment import GROUPS, IDENTITY, TRANSPOSE, VIEWS, Augmentation
 
 PuzzleLoss = Literal["all", "outputs"]  # which tokens of a puzzle carry loss
 ARROW, GRID_END = "\n>\n", "\n\n"  # between input and output, after an output
@@ -62,8 +53,7 @@ class Directives:
     @classmethod
     def from_chosen(cls, chose: dict[str, Any]) -> "Directives":
         """What SelfEdit.chose, or the log, holds of them."""
-        augmentations = frozenset(chose["augmentations"])
-        return cls(augmentations, chose["loss"], chose["lr"], chose["epochs"])
+        return cls(frozenset(chose["augmentations"]), chose["loss"], chose["lr"], chose["epochs"])
 
 
 @dataclass
@@ -118,33 +108,26 @@ class FewShot(Task):
 
         Raises InvalidSelfEdit if all are longer than max_tokens.
         """
-        puzzles = draw_training_puzzles(
-            puzzle,
-            directives.augmentations - {"color"},
-            "color" in directives.augmentations,
-            self.train_puzzles,
-            _luck(puzzle, self.seed),
-            self.palette,
-            self.max_side,
-        )
+        groups, luck = directives.augmentations - {"color"}, _luck(puzzle, self.seed)
+        colours, n = "color" in directives.augmentations, self.train_puzzles
+        how = (groups, colours, n, luck, self.palette, self.max_side)
+        puzzles = augment.draw_training_puzzles(puzzle, *how)
         documents = [self.document(new, directives.loss) for new in puzzles]
         documents = [d for d in documents if len(d.ids) <= self.max_tokens]
         if not documents:
-            raise InvalidSelfEdit(
-                "its augmentations make every puzzle longer than the model can read"
-            )
+            raise InvalidSelfEdit("it makes every puzzle longer than the model can read")
         chose = {"kind": puzzle.kind, **directives.to_chosen()}
         return SelfEdit(tuple(documents), directives.lr, directives.epochs, chose)
 
     def document(self, puzzle: Puzzle, loss: PuzzleLoss) -> Document:
         """A puzzle with its answers; `outputs`: of demonstrations and tests alike."""
-        ids = list(self.tokenizer.bos)
-        weights = [float(loss == "all")] * len(ids)
+        ids, weight = [*self.tokenizer.bos], float(loss == "all")
+        weights = [weight] * len(ids)
         for pair in puzzle.demonstrations + puzzle.tests:
             before = self.tokenizer.encode(to_text(pair.input) + ARROW)
             output = self.tokenizer.encode(to_text(pair.output) + GRID_END)
             ids += before + output
-            weights += [float(loss == "all")] * len(before) + [1.0] * len(output)
+            weights += [weight] * len(before) + [1.0] * len(output)
         return Document(tuple(ids), tuple(weights))
 
     def baseline(self, puzzle: Puzzle) -> SelfEdit:
@@ -160,16 +143,15 @@ class FewShot(Task):
 
         Paper: each prompt as it was. Here: `views` of them in all, the winners in turn, each time
         in another view (symmetry, colours, order of demonstrations), because the few prompts of a
-        round are else learnt by heart, and all that is left is one self-edit for every puzzle.
-        After every second lesson a document of pretraining, if there is one (`replay`): else the
-        weights forget how to learn from self-edits while they learn to write them.
+        round are else learnt by heart: one self-edit for every puzzle. After every second lesson
+        a document of pretraining (`replay`): else the weights forget to learn from self-edits.
         """
         rng, out = np.random.default_rng(seed), []
         for i in range(self.views or len(winners)):
             puzzle, text = winners[i % len(winners)]
             if self.views:
-                view = transform(puzzle, VIEWS[rng.integers(len(VIEWS))])
-                puzzle = permute_colours(reorder(view, rng), rng, self.palette)
+                view = augment.transform(puzzle, VIEWS[rng.integers(len(VIEWS))])
+                puzzle = augment.permute_colours(augment.reorder(view, rng), rng, self.palette)
             out.append(self.lesson(puzzle, text))
             if self.replay and i % 2:
                 out.append(self.replay(self, rng))
@@ -182,15 +164,12 @@ class FewShot(Task):
 
         in_context changes nothing: demonstrations are part of the question either way.
         """
-        return [
-            [
-                *self.tokenizer.bos,
-                *self.tokenizer.encode(pairs_to_text(view.demonstrations)),
-                *self.tokenizer.encode(to_text(view.tests[i].input) + ARROW),
-            ]
-            for i in range(len(puzzle.tests))
-            for view in self._views(puzzle)
-        ]
+        ids, encode = [], self.tokenizer.encode
+        for i in range(len(puzzle.tests)):
+            for view in self._views(puzzle):
+                shown = self.tokenizer.begin(pairs_to_text(view.demonstrations))
+                ids.append([*shown, *encode(to_text(view.tests[i].input) + ARROW)])
+        return ids
 
     def grade(self, puzzle: Puzzle, answers: list[str]) -> list[float]:
         """[1.0] if every test is right within `attempts` predictions, else [0.0]: the paper's."""
@@ -206,13 +185,12 @@ class FewShot(Task):
 
     def _views(self, puzzle: Puzzle) -> list[Puzzle]:
         """The puzzle as each of the voters sees it."""
-        rng = _luck(puzzle, self.seed)
-        # A symmetry never outgrows the grid, but it may turn it: all six fit.
-        return [
-            transform(reorder(puzzle, rng) if again else puzzle, symmetry)
-            for symmetry in VIEWS
-            for again in range(self.vote)
-        ] or [puzzle]
+        rng, views = _luck(puzzle, self.seed), []
+        for symmetry in VIEWS:  # it never outgrows the grid, but it may turn it: all six fit
+            for again in range(self.vote):
+                seen = augment.reorder(puzzle, rng) if again else puzzle
+                views.append(augment.transform(seen, symmetry))
+        return views or [puzzle]
 
 
 def voters(vote: int) -> list[Augmentation]:
@@ -264,16 +242,14 @@ def _luck(puzzle: Puzzle, seed: int) -> np.random.Generator:
 def read_directives(text: str) -> Directives:
     """The paper's JSON object, strictly: every key once, none unknown, numbers within LIMITS.
 
-    Raises InvalidSelfEdit, which says what is wrong.
-
-    Paper: its code samples again until a text parses. Here: an unreadable text is a self-edit
-    with reward 0, because drawing again would hide how often the policy fails.
+    Paper: its code samples again until a text parses. Here: an unreadable text raises
+    InvalidSelfEdit with the reason and has reward 0, because drawing again would hide how often
+    the policy fails.
     """
     if len(text) > MAX_LETTERS:
         raise InvalidSelfEdit(f"{len(text)} letters; expected at most {MAX_LETTERS}")
     try:
-        data = json.loads(text, object_pairs_hook=_object)
-        return _directives(data)
+        return _directives(json.loads(text, object_pairs_hook=_object))
     except (json.JSONDecodeError, RecursionError) as e:
         raise InvalidSelfEdit(f"no JSON: {getattr(e, 'msg', 'nested too deep')}") from None
 
