@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..files import UserError
+from ..files import UserError, parse_json
 from ..selfedit import Document, InvalidSelfEdit, SelfEdit, Task, check_directive
 from ..tokenizer import Tokenizer
 from . import augment
@@ -23,10 +23,7 @@ ARROW, GRID_END = "\n>\n", "\n\n"  # between input and output, after an output
 # Here: use_color_augmentations switches that, too, because a rule about colours is spoilt by it
 # and a rule about places is learnt from it.
 SWITCHES = {name: f"use_{name}_augmentations" for name in (*GROUPS, "color")}
-STRATEGIES: dict[str, PuzzleLoss] = {
-    "train_using_all_tokens": "all",
-    "train_using_output_tokens": "outputs",
-}
+STRATEGIES = {"train_using_all_tokens": "all", "train_using_output_tokens": "outputs"}
 MAX_LETTERS = 2000  # a longer text is no self-edit; nobody has to parse a megabyte of brackets
 
 
@@ -83,8 +80,6 @@ class FewShot(Task):
         if self.style not in PROMPTS:
             raise UserError(f"prompt {self.style!r}: expected one of {', '.join(PROMPTS)}")
 
-    # -- self-edits
-
     def prompt(self, puzzle: Puzzle) -> list[int]:
         """The ids after which the policy writes its self-edit."""
         above, below, opening = PROMPTS[self.style]
@@ -108,10 +103,9 @@ class FewShot(Task):
 
         Raises InvalidSelfEdit if all are longer than max_tokens.
         """
-        groups, luck = directives.augmentations - {"color"}, _luck(puzzle, self.seed)
-        colours, n = "color" in directives.augmentations, self.train_puzzles
-        how = (groups, colours, n, luck, self.palette, self.max_side)
-        puzzles = augment.draw_training_puzzles(puzzle, *how)
+        names, luck = directives.augmentations, _luck(puzzle, self.seed)
+        how = (names - {"color"}, "color" in names, self.train_puzzles, luck)
+        puzzles = augment.draw_training_puzzles(puzzle, *how, self.palette, self.max_side)
         documents = [self.document(new, directives.loss) for new in puzzles]
         documents = [d for d in documents if len(d.ids) <= self.max_tokens]
         if not documents:
@@ -157,19 +151,22 @@ class FewShot(Task):
                 out.append(self.replay(self, rng))
         return out
 
-    # -- exams
-
     def exam(self, puzzle: Puzzle, in_context: bool = False) -> list[list[int]]:
         """The ids of the demonstrations and a test's input, test by test, each in all views.
 
         in_context changes nothing: demonstrations are part of the question either way.
         """
-        ids, encode = [], self.tokenizer.encode
+        prompts = []
         for i in range(len(puzzle.tests)):
-            for view in self._views(puzzle):
+            rng = _luck(puzzle, self.seed)
+            for number, symmetry in enumerate(voters(self.vote)):
+                again = self.vote and number % self.vote  # demonstrations in another order
+                view = augment.reorder(puzzle, rng) if again else puzzle
+                view = augment.transform(view, symmetry)  # which never outgrows the grid
                 shown = self.tokenizer.begin(pairs_to_text(view.demonstrations))
-                ids.append([*shown, *encode(to_text(view.tests[i].input) + ARROW)])
-        return ids
+                asked = self.tokenizer.encode(to_text(view.tests[i].input) + ARROW)
+                prompts.append(shown + asked)
+        return prompts
 
     def grade(self, puzzle: Puzzle, answers: list[str]) -> list[float]:
         """[1.0] if every test is right within `attempts` predictions, else [0.0]: the paper's."""
@@ -182,15 +179,6 @@ class FewShot(Task):
             Document.completion(ids, self.tokenizer.encode(to_text(test.output) + GRID_END))
             for test, ids in zip(puzzle.tests, questions)
         ]
-
-    def _views(self, puzzle: Puzzle) -> list[Puzzle]:
-        """The puzzle as each of the voters sees it."""
-        rng, views = _luck(puzzle, self.seed), []
-        for symmetry in VIEWS:  # it never outgrows the grid, but it may turn it: all six fit
-            for again in range(self.vote):
-                seen = augment.reorder(puzzle, rng) if again else puzzle
-                views.append(augment.transform(seen, symmetry))
-        return views or [puzzle]
 
 
 def voters(vote: int) -> list[Augmentation]:
@@ -249,9 +237,9 @@ def read_directives(text: str) -> Directives:
     if len(text) > MAX_LETTERS:
         raise InvalidSelfEdit(f"{len(text)} letters; expected at most {MAX_LETTERS}")
     try:
-        return _directives(json.loads(text, object_pairs_hook=_object))
-    except (json.JSONDecodeError, RecursionError) as e:
-        raise InvalidSelfEdit(f"no JSON: {getattr(e, 'msg', 'nested too deep')}") from None
+        return _directives(parse_json(text, "it", once=True))
+    except (UserError, RecursionError) as e:
+        raise InvalidSelfEdit(str(e)[:120]) from None
 
 
 def _directives(data: Any) -> Directives:
@@ -278,12 +266,6 @@ def _values(data: Any, where: str, keys: list[str]) -> list[Any]:
         what = "lacks" if unfit[0] in keys else "has an unknown key"
         raise InvalidSelfEdit(f"{where} {what} {_quote(unfit[0])}")
     return [data[key] for key in keys]
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise InvalidSelfEdit("a key stands twice in one object")
-    return dict(pairs)
 
 
 def _quote(value: Any) -> str:
@@ -313,11 +295,5 @@ Answer with one JSON object and nothing else, of this form:
 "use_repeat_augmentations": true or false, "use_color_augmentations": true or false},
 "training": {"strategy": "...", "learning_rate": ..., "num_train_epochs": ...}}
 """
-PROMPTS = {
-    "tiny": ("", "edit:\n", ""),
-    "paper": (
-        "Input and output grids, a digit for each colour:\n\n",
-        QUESTION,
-        '{"data_generation": {',
-    ),
-}
+ABOVE = "Input and output grids, a digit for each colour:\n\n"
+PROMPTS = {"tiny": ("", "edit:\n", ""), "paper": (ABOVE, QUESTION, '{"data_generation": {')}
