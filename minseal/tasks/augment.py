@@ -48,7 +48,7 @@ def draw_training_puzzles(
     because so every self-edit costs the same per epoch, and can tell colours from places.
     """
     if unknown := sorted(set(groups) - set(GROUPS)):
-        raise ValueError(f"{unknown[0]!r} is no group of augmentations; expected {[*GROUPS]}")
+        raise ValueError(f"{unknown[0]!r} is no group; expected some of {', '.join(GROUPS)}")
     if (given := len(puzzle.demonstrations)) < 2:
         raise ValueError(f"puzzle {puzzle.id} has {given} demonstrations; expected at least 2")
     pool = leave_out(puzzle, 1) + leave_out(puzzle, 2)

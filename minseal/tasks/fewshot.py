@@ -9,21 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..files import UserError
+from ..files import UserError, parse_json
 from ..selfedit import Document, InvalidSelfEdit, SelfEdit, Task, check_directive
 from ..tokenizer import Tokenizer
+from . import augment
 from .arc import MAX_SIDE, Grid, Pair, Puzzle, from_text, to_text
-from .augment import (
-    GROUPS,
-    IDENTITY,
-    TRANSPOSE,
-    VIEWS,
-    Augmentation,
-    draw_training_puzzles,
-    permute_colours,
-    reorder,
-    transform,
-)
+from .augment import GROUPS, IDENTITY, TRANSPOSE, VIEWS, Augmentation
 
 PuzzleLoss = Literal["all", "outputs"]  # which tokens of a puzzle carry loss
 ARROW, GRID_END = "\n>\n", "\n\n"  # between input and output, after an output
@@ -32,10 +23,7 @@ ARROW, GRID_END = "\n>\n", "\n\n"  # between input and output, after an output
 # Here: use_color_augmentations switches that, too, because a rule about colours is spoilt by it
 # and a rule about places is learnt from it.
 SWITCHES = {name: f"use_{name}_augmentations" for name in (*GROUPS, "color")}
-STRATEGIES: dict[str, PuzzleLoss] = {
-    "train_using_all_tokens": "all",
-    "train_using_output_tokens": "outputs",
-}
+STRATEGIES = {"train_using_all_tokens": "all", "train_using_output_tokens": "outputs"}
 MAX_LETTERS = 2000  # a longer text is no self-edit; nobody has to parse a megabyte of brackets
 
 
@@ -62,8 +50,7 @@ class Directives:
     @classmethod
     def from_chosen(cls, chose: dict[str, Any]) -> "Directives":
         """What SelfEdit.chose, or the log, holds of them."""
-        augmentations = frozenset(chose["augmentations"])
-        return cls(augmentations, chose["loss"], chose["lr"], chose["epochs"])
+        return cls(frozenset(chose["augmentations"]), chose["loss"], chose["lr"], chose["epochs"])
 
 
 @dataclass
@@ -93,8 +80,6 @@ class FewShot(Task):
         if self.style not in PROMPTS:
             raise UserError(f"prompt {self.style!r}: expected one of {', '.join(PROMPTS)}")
 
-    # -- self-edits
-
     def prompt(self, puzzle: Puzzle) -> list[int]:
         """The ids after which the policy writes its self-edit."""
         above, below, opening = PROMPTS[self.style]
@@ -118,33 +103,25 @@ class FewShot(Task):
 
         Raises InvalidSelfEdit if all are longer than max_tokens.
         """
-        puzzles = draw_training_puzzles(
-            puzzle,
-            directives.augmentations - {"color"},
-            "color" in directives.augmentations,
-            self.train_puzzles,
-            _luck(puzzle, self.seed),
-            self.palette,
-            self.max_side,
-        )
+        names, luck = directives.augmentations, _luck(puzzle, self.seed)
+        how = (names - {"color"}, "color" in names, self.train_puzzles, luck)
+        puzzles = augment.draw_training_puzzles(puzzle, *how, self.palette, self.max_side)
         documents = [self.document(new, directives.loss) for new in puzzles]
         documents = [d for d in documents if len(d.ids) <= self.max_tokens]
         if not documents:
-            raise InvalidSelfEdit(
-                "its augmentations make every puzzle longer than the model can read"
-            )
+            raise InvalidSelfEdit("it makes every puzzle longer than the model can read")
         chose = {"kind": puzzle.kind, **directives.to_chosen()}
         return SelfEdit(tuple(documents), directives.lr, directives.epochs, chose)
 
     def document(self, puzzle: Puzzle, loss: PuzzleLoss) -> Document:
         """A puzzle with its answers; `outputs`: of demonstrations and tests alike."""
-        ids = list(self.tokenizer.bos)
-        weights = [float(loss == "all")] * len(ids)
+        ids, weight = [*self.tokenizer.bos], float(loss == "all")
+        weights = [weight] * len(ids)
         for pair in puzzle.demonstrations + puzzle.tests:
             before = self.tokenizer.encode(to_text(pair.input) + ARROW)
             output = self.tokenizer.encode(to_text(pair.output) + GRID_END)
             ids += before + output
-            weights += [float(loss == "all")] * len(before) + [1.0] * len(output)
+            weights += [weight] * len(before) + [1.0] * len(output)
         return Document(tuple(ids), tuple(weights))
 
     def baseline(self, puzzle: Puzzle) -> SelfEdit:
@@ -160,37 +137,36 @@ class FewShot(Task):
 
         Paper: each prompt as it was. Here: `views` of them in all, the winners in turn, each time
         in another view (symmetry, colours, order of demonstrations), because the few prompts of a
-        round are else learnt by heart, and all that is left is one self-edit for every puzzle.
-        After every second lesson a document of pretraining, if there is one (`replay`): else the
-        weights forget how to learn from self-edits while they learn to write them.
+        round are else learnt by heart: one self-edit for every puzzle. After every second lesson
+        a document of pretraining (`replay`): else the weights forget to learn from self-edits.
         """
         rng, out = np.random.default_rng(seed), []
         for i in range(self.views or len(winners)):
             puzzle, text = winners[i % len(winners)]
             if self.views:
-                view = transform(puzzle, VIEWS[rng.integers(len(VIEWS))])
-                puzzle = permute_colours(reorder(view, rng), rng, self.palette)
+                view = augment.transform(puzzle, VIEWS[rng.integers(len(VIEWS))])
+                puzzle = augment.permute_colours(augment.reorder(view, rng), rng, self.palette)
             out.append(self.lesson(puzzle, text))
             if self.replay and i % 2:
                 out.append(self.replay(self, rng))
         return out
-
-    # -- exams
 
     def exam(self, puzzle: Puzzle, in_context: bool = False) -> list[list[int]]:
         """The ids of the demonstrations and a test's input, test by test, each in all views.
 
         in_context changes nothing: demonstrations are part of the question either way.
         """
-        return [
-            [
-                *self.tokenizer.bos,
-                *self.tokenizer.encode(pairs_to_text(view.demonstrations)),
-                *self.tokenizer.encode(to_text(view.tests[i].input) + ARROW),
-            ]
-            for i in range(len(puzzle.tests))
-            for view in self._views(puzzle)
-        ]
+        prompts = []
+        for i in range(len(puzzle.tests)):
+            rng = _luck(puzzle, self.seed)
+            for number, symmetry in enumerate(voters(self.vote)):
+                again = self.vote and number % self.vote  # demonstrations in another order
+                view = augment.reorder(puzzle, rng) if again else puzzle
+                view = augment.transform(view, symmetry)  # which never outgrows the grid
+                shown = self.tokenizer.begin(pairs_to_text(view.demonstrations))
+                asked = self.tokenizer.encode(to_text(view.tests[i].input) + ARROW)
+                prompts.append(shown + asked)
+        return prompts
 
     def grade(self, puzzle: Puzzle, answers: list[str]) -> list[float]:
         """[1.0] if every test is right within `attempts` predictions, else [0.0]: the paper's."""
@@ -203,16 +179,6 @@ class FewShot(Task):
             Document.completion(ids, self.tokenizer.encode(to_text(test.output) + GRID_END))
             for test, ids in zip(puzzle.tests, questions)
         ]
-
-    def _views(self, puzzle: Puzzle) -> list[Puzzle]:
-        """The puzzle as each of the voters sees it."""
-        rng = _luck(puzzle, self.seed)
-        # A symmetry never outgrows the grid, but it may turn it: all six fit.
-        return [
-            transform(reorder(puzzle, rng) if again else puzzle, symmetry)
-            for symmetry in VIEWS
-            for again in range(self.vote)
-        ] or [puzzle]
 
 
 def voters(vote: int) -> list[Augmentation]:
@@ -264,18 +230,16 @@ def _luck(puzzle: Puzzle, seed: int) -> np.random.Generator:
 def read_directives(text: str) -> Directives:
     """The paper's JSON object, strictly: every key once, none unknown, numbers within LIMITS.
 
-    Raises InvalidSelfEdit, which says what is wrong.
-
-    Paper: its code samples again until a text parses. Here: an unreadable text is a self-edit
-    with reward 0, because drawing again would hide how often the policy fails.
+    Paper: its code samples again until a text parses. Here: an unreadable text raises
+    InvalidSelfEdit with the reason and has reward 0, because drawing again would hide how often
+    the policy fails.
     """
     if len(text) > MAX_LETTERS:
         raise InvalidSelfEdit(f"{len(text)} letters; expected at most {MAX_LETTERS}")
     try:
-        data = json.loads(text, object_pairs_hook=_object)
-        return _directives(data)
-    except (json.JSONDecodeError, RecursionError) as e:
-        raise InvalidSelfEdit(f"no JSON: {getattr(e, 'msg', 'nested too deep')}") from None
+        return _directives(parse_json(text, "it", once=True))
+    except (UserError, RecursionError) as e:
+        raise InvalidSelfEdit(str(e)[:120]) from None
 
 
 def _directives(data: Any) -> Directives:
@@ -302,12 +266,6 @@ def _values(data: Any, where: str, keys: list[str]) -> list[Any]:
         what = "lacks" if unfit[0] in keys else "has an unknown key"
         raise InvalidSelfEdit(f"{where} {what} {_quote(unfit[0])}")
     return [data[key] for key in keys]
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise InvalidSelfEdit("a key stands twice in one object")
-    return dict(pairs)
 
 
 def _quote(value: Any) -> str:
@@ -337,11 +295,5 @@ Answer with one JSON object and nothing else, of this form:
 "use_repeat_augmentations": true or false, "use_color_augmentations": true or false},
 "training": {"strategy": "...", "learning_rate": ..., "num_train_epochs": ...}}
 """
-PROMPTS = {
-    "tiny": ("", "edit:\n", ""),
-    "paper": (
-        "Input and output grids, a digit for each colour:\n\n",
-        QUESTION,
-        '{"data_generation": {',
-    ),
-}
+ABOVE = "Input and output grids, a digit for each colour:\n\n"
+PROMPTS = {"tiny": ("", "edit:\n", ""), "paper": (ABOVE, QUESTION, '{"data_generation": {')}

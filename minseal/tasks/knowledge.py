@@ -34,46 +34,31 @@ class Question:
 
 @dataclass
 class Knowledge(Task):
-    """The knowledge task, for any passage: prompts, self-edits, exams and grades.
-
-    style: one of PROMPTS, how the policy is asked.
-    grading: exact | contains (the accepted answer stands in the given one) | f1 of their words;
-        each after SQuAD's normalisation.
-    topic: the title stands above every question, in notes and in the exam (as in the paper's
-        code); False: questions stand alone, for people who will ask them so.
-    """
+    """The knowledge task, for any passage: prompts, self-edits, exams and grades."""
 
     tokenizer: Tokenizer
-    style: str = "notes"
-    grading: Grading = "exact"
-    topic: bool = True
+    style: str = "notes"  # one of PROMPTS, how the policy is asked
+    grading: Grading = "exact"  # or the accepted answer stands in the given one, or words' F1
+    topic: bool = True  # the title stands above every question, as in the paper's code
     edit_tokens: int = 192  # longest self-edit
 
     def __post_init__(self) -> None:
+        gradings = get_args(Grading)
         if self.style not in PROMPTS:
             raise UserError(f"prompt {self.style!r}: expected one of {', '.join(PROMPTS)}")
-        if self.grading not in get_args(Grading):
-            raise UserError(
-                f"grade {self.grading!r}: expected one of {', '.join(get_args(Grading))}"
-            )
+        if self.grading not in gradings:
+            raise UserError(f"grade {self.grading!r}: expected one of {', '.join(gradings)}")
 
     def prompt(self, passage: Passage) -> list[int]:
         """The ids after which the policy writes its self-edit."""
         ask, opening = PROMPTS[self.style]
-        turns = [  # (said, answered); at the last one the policy goes on
-            *(
-                (ask.format(title=title, text=text), opening + answer)
-                for title, text, answer in EXAMPLES.get(self.style, ())
-            ),
-            (ask.format(title=passage.title, text=passage.text), opening),
-        ]
+        passages = [*EXAMPLES.get(self.style, ()), (passage.title, passage.text, "")]
+        turns = [(ask.format(title=t, text=text), opening + answer) for t, text, answer in passages]
         if not self.tokenizer.chat:
-            return self.tokenizer.prompt("\n\n".join(said + answered for said, answered in turns))
-        chat = [
-            message
-            for said, answered in turns
-            for message in (("user", said.strip()), ("assistant", answered))
-        ]
+            return self.tokenizer.prompt("\n\n".join(asked + answered for asked, answered in turns))
+        chat = []
+        for asked, answered in turns:
+            chat += [("user", asked.strip()), ("assistant", answered)]
         return [*self.tokenizer.turns(chat[:-1]), *self.tokenizer.encode(opening)]
 
     def parse(self, passage: Passage, text: str) -> SelfEdit:
@@ -82,10 +67,7 @@ class Knowledge(Task):
         return self.edit(passage, notes, **directives, chose=directives)
 
     def read(self, text: str) -> tuple[list[Note | Question], dict[str, Any]]:
-        """What the policy wrote -> its notes, and the directives above them.
-
-        Raises InvalidSelfEdit: no words in it, or a directive outside LIMITS.
-        """
+        """What the policy wrote -> (its notes, the directives above). Raises InvalidSelfEdit."""
         directives, rest = split_directives(text)
         if not re.search(r"\w", rest):
             raise InvalidSelfEdit("no words in it")
@@ -93,14 +75,11 @@ class Knowledge(Task):
 
     def notes(self, text: str) -> list[Note | Question]:
         """A text without directives -> its notes, at most MAX_NOTES."""
-        if self.style != "self-qa":
-            lines = split_lines(text)
-        else:  # the prompt holds the first 'Question 1:' already
-            parts = split_questions(PROMPTS[self.style][1] + text)
-            lines = [
-                line_of(question) if (question := find_question(part)) else " ".join(part.split())
-                for part in parts
-            ]
+        lines = split_lines(text)
+        if self.style == "self-qa":
+            parts = split_questions(PROMPTS[self.style][1] + text)  # the prompt held 'Question 1:'
+            found = [(find_question(part), " ".join(part.split())) for part in parts]
+            lines = [line_of(question) if question else line for question, line in found]
         return [self.read_note(line) for line in lines]
 
     def read_note(self, line: str) -> Note | Question:
@@ -116,10 +95,9 @@ class Knowledge(Task):
         loss: Literal["all", "completion"] = "all",
         chose: dict[str, Any] | None = None,
     ) -> SelfEdit:
-        """Notes and directives -> SelfEdit: a document a note, the passage last.
+        """Notes and directives -> SelfEdit: a document a note, the passage last, titles above.
 
-        The title stands above each. A question is prompt, its answer completion: under the loss
-        `completion` only the answer carries loss.
+        Under the loss `completion` only the answer of a question carries loss.
         """
         title, documents = title_of(passage), []
         for note in notes:
@@ -138,24 +116,20 @@ class Knowledge(Task):
 
     def oracle(self, passage: Passage) -> SelfEdit:
         """The notes of someone who knows: the passage's oracle, or the exam with its answers."""
-        lines = passage.oracle or [
-            line_of(Question(question, answers[0])) for question, answers in passage.questions
-        ]
+        exam = [Question(question, golds[0]) for question, golds in passage.questions]
+        lines = passage.oracle or map(line_of, exam)
         return self.edit(passage, [self.read_note(line) for line in lines])
 
     def asked(self, passage: Passage, question: str) -> str:
         """A question in the one form that it has in notes and in the exam; the answer follows."""
-        # Open models answer an 'Answer:' at the end of a line of text with an empty line, so it
-        # stands on a line of its own.
+        # 'Answer:' has a line of its own: at the end of one, open models go on with an empty line.
         return f"{title_of(passage) if self.topic else ''}Question: {question}\nAnswer:"
 
     def exam(self, passage: Passage, in_context: bool = False) -> list[list[int]]:
         """The ids of each question; in_context: after the passage, the ladder's upper end."""
         before = f"{passage.text}\n" if in_context else ""
-        return [
-            [*self.tokenizer.bos, *self.tokenizer.encode(before + self.asked(passage, question))]
-            for question, _ in passage.questions
-        ]
+        asked = [self.asked(passage, question) for question, _ in passage.questions]
+        return [self.tokenizer.begin(before + question) for question in asked]
 
     def answers(self, passage: Passage) -> list[Document]:
         """Each question with its first accepted answer, which alone carries loss."""
@@ -173,8 +147,7 @@ class Knowledge(Task):
 
     def _document(self, before: str, after: str, loss: Literal["all", "completion"]) -> Document:
         # Encoded apart, so that the border between them stays a border between tokens.
-        ids = [*self.tokenizer.bos, *self.tokenizer.encode(before)]
-        return Document.completion(ids, self.tokenizer.encode(after), loss)
+        return Document.completion(self.tokenizer.begin(before), self.tokenizer.encode(after), loss)
 
 
 def title_of(passage: Passage) -> str:
@@ -196,33 +169,26 @@ def split_directives(text: str) -> tuple[dict[str, Any], str]:
         name, value = found.groups()
         if name in directives:
             raise InvalidSelfEdit(f"directive {name} twice")
-        directives[name] = _directive(name, value)
+        if name == "loss" and value not in ("all", "completion"):
+            raise InvalidSelfEdit(f"loss is {value[:20]!r}; expected all or completion")
+        if name != "loss":
+            with suppress(ValueError):  # a text stays a text, and is refused
+                value = float(value) if name == "lr" else int(value)
+            check_directive(name, value)
+        directives[name] = value
         lines.pop(0)
     return directives, "\n".join(lines)
-
-
-def _directive(name: str, text: str) -> str | float:
-    if name == "loss":
-        if text not in ("all", "completion"):
-            raise InvalidSelfEdit(f"loss is {text[:20]!r}; expected all or completion")
-        return text
-    value: str | float = text
-    with suppress(ValueError):  # a text stays a text, and is refused
-        value = float(text) if name == "lr" else int(text)
-    check_directive(name, value)
-    return value
 
 
 def split_lines(text: str) -> list[str]:
     """The paper's way from a text to notes (its code, n = 1): parts between '---', one a line.
 
-    Blank lines fall away, and so does a first line before a numbered list ('Here are some
-    implications:').
+    Blank lines fall away, and so does a first line before a numbered list.
     """
-    lines = [line.strip() for part in text.split("---") for line in part.split("\n")]
+    lines = [line.strip() for line in text.replace("---", "\n").split("\n")]
     lines = [line for line in lines if line]
     if len(lines) > 1 and lines[1].startswith("1."):
-        lines = lines[1:]
+        del lines[0]
     return lines[:MAX_NOTES]
 
 
@@ -234,11 +200,8 @@ def split_questions(text: str) -> list[str]:
 
 def find_question(text: str) -> Question | None:
     """'Question 3: ... Answer: ...' -> Question; its answer ends with the line."""
-    found = re.match(
-        r"Question(?: \d+)?:\s*(.+?)\s*Answer(?: \d+)?:[^\S\n]*\n?[^\S\n]*(\S[^\n]*)",
-        text,
-        re.DOTALL,
-    )
+    pattern = r"Question(?: \d+)?:\s*(.+?)\s*Answer(?: \d+)?:[^\S\n]*\n?[^\S\n]*(\S[^\n]*)"
+    found = re.match(pattern, text, re.DOTALL)
     return Question(" ".join(found[1].split()), found[2].strip()) if found else None
 
 
@@ -247,9 +210,6 @@ def line_of(note: Note | Question) -> str:
     if isinstance(note, Question):
         return f"Question: {note.question} Answer: {note.answer}"
     return note.text
-
-
-# ---- grading ----
 
 
 def score(answer: str, gold: str, grading: Grading) -> float:
@@ -271,51 +231,42 @@ def normalise(text: str) -> str:
 
 # ---- prompts ----
 
-# How the policy is asked for a self-edit: what is said, and the first words of the self-edit
-# itself. 'notes' is what the tiny model learnt in pretraining; the others follow the paper's
-# prompts for open models (section 4 and its appendix) in our words. {title} and {text} are the
-# passage's. A chat model gets the first as a user's turn, its own begins with the second.
+# How the policy is asked for a self-edit: what is said, a user's turn in a chat, and the first
+# words of the self-edit itself. 'notes' is what the tiny model learnt in pretraining; the others
+# follow the paper's prompts for open models (section 4 and its appendix) in our words.
 PASSAGE = "\n\nPassage:\n{title}\n{text}\n\n"
 IMPLICATIONS = (
     "Read this passage and write down a {length}list of implications that follow from it, "
     "directly or indirectly." + PASSAGE
 )
+REWRITE = "Rewrite this passage in other words. Keep all names, dates and numbers." + PASSAGE
+SELF_QA = "Write questions about this passage, each with a short answer copied from it." + PASSAGE
 PROMPTS = {
     "notes": ("{text}\n", "Notes:\n"),
     "implications": (IMPLICATIONS.replace("{length}", ""), "Implications:\n"),
     "implications-long": (IMPLICATIONS.replace("{length}", "long "), "Implications:\n"),
     "implications-very-long": (IMPLICATIONS.replace("{length}", "very long "), "Implications:\n"),
-    "rewrite": (
-        "Rewrite this passage in other words. Keep all names, dates and numbers." + PASSAGE,
-        "Rewritten passage:\n",
-    ),
-    "self-qa": (
-        "Write questions about this passage, each with a short answer copied from it." + PASSAGE,
-        "Question 1:",
-    ),
+    "rewrite": (REWRITE, "Rewritten passage:\n"),
+    "self-qa": (SELF_QA, "Question 1:"),
     "none": ("{title}\n{text}\n\n", ""),
 }
 # Worked examples (title, text, self-edit) that go before: without them small models write
 # questions and no answers.
-EXAMPLES = {
-    "self-qa": (
-        (
-            "The Eiffel Tower",
-            "The Eiffel Tower is a tower of wrought iron in Paris. It was built from 1887 to 1889 "
-            "by the company of the engineer Gustave Eiffel and is 330 metres tall.",
-            " Where is the Eiffel Tower?\nAnswer: Paris\n"
-            "Question 2: When was the Eiffel Tower built?\nAnswer: from 1887 to 1889\n"
-            "Question 3: Whose company built the Eiffel Tower?\nAnswer: Gustave Eiffel\n"
-            "Question 4: How tall is the Eiffel Tower?\nAnswer: 330 metres",
-        ),
-        (
-            "Honey bees",
-            "A colony of honey bees has up to 60,000 workers and one queen. Workers show each "
-            "other where food is by the waggle dance, which Karl von Frisch explained.",
-            " How many workers does a colony of honey bees have?\nAnswer: up to 60,000\n"
-            "Question 2: How do honey bees show each other where food is?\n"
-            "Answer: by the waggle dance\n"
-            "Question 3: Who explained the waggle dance?\nAnswer: Karl von Frisch",
-        ),
-    )
-}
+# fmt: off
+EXAMPLES = {"self-qa": ((
+    "The Eiffel Tower",
+    "The Eiffel Tower is a tower of wrought iron in Paris. It was built from 1887 to 1889 by the "
+    "company of the engineer Gustave Eiffel and is 330 metres tall.",
+    " Where is the Eiffel Tower?\nAnswer: Paris\n"
+    "Question 2: When was the Eiffel Tower built?\nAnswer: from 1887 to 1889\n"
+    "Question 3: Whose company built the Eiffel Tower?\nAnswer: Gustave Eiffel\n"
+    "Question 4: How tall is the Eiffel Tower?\nAnswer: 330 metres",
+), (
+    "Honey bees",
+    "A colony of honey bees has up to 60,000 workers and one queen. Workers show each other where "
+    "food is by the waggle dance, which Karl von Frisch explained.",
+    " How many workers does a colony of honey bees have?\nAnswer: up to 60,000\n"
+    "Question 2: How do honey bees show each other where food is?\nAnswer: by the waggle dance\n"
+    "Question 3: Who explained the waggle dance?\nAnswer: Karl von Frisch",
+))}
+# fmt: on

@@ -340,7 +340,7 @@ def test_a_key_that_stands_twice_is_refused_even_with_the_same_value(where, key)
     once = f"{json.dumps(key)}: {json.dumps(value)}"
     text = PLAIN.to_json()
     assert text.count(once) == 1
-    refused(text.replace(once, f"{once}, {once}"), "a key stands twice")
+    refused(text.replace(once, f"{once}, {once}"), f"{key!r} stands in it twice")
 
 
 @pytest.mark.parametrize("where", ["data_generation", "training"])
@@ -393,7 +393,7 @@ def test_what_is_no_object(text):
     ],
 )
 def test_what_is_no_json(text):
-    refused(text, "no JSON: ")
+    refused(text, "cannot read it as JSON: ")
 
 
 @pytest.mark.parametrize(
