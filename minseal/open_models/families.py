@@ -31,37 +31,37 @@ class Family:
 
 
 # fmt: off
-# Ours                   Llama's                    GPT-2's                GGUF's
 KEYS = {
-    "vocab_size":      ("vocab_size",              "vocab_size",          ""),
-    "block_size":      ("max_position_embeddings", "n_positions",         "context_length"),
-    "n_layer":         ("num_hidden_layers",       "n_layer",             "block_count"),
-    "n_head":          ("num_attention_heads",     "n_head",              "attention.head_count"),
-    "n_kv_head":       ("num_key_value_heads",     "",                    "attention.head_count_kv"),
-    "n_embd":          ("hidden_size",             "n_embd",              "embedding_length"),
-    "head_dim":        ("head_dim",                "",                    "attention.key_length"),
-    "mlp_dim":         ("intermediate_size",       "n_inner",             "feed_forward_length"),
-    "norm_eps":        ("rms_norm_eps",            "layer_norm_epsilon",  ""),
-    "rope_theta":      ("rope_theta",              "",                    "rope.freq_base"),
-    "tied":            ("tie_word_embeddings",     "tie_word_embeddings", ""),
+    # ours:          Llama's,                     GPT-2's,               GGUF's
+    "vocab_size":   ("vocab_size",                "vocab_size",          ""),
+    "block_size":   ("max_position_embeddings",   "n_positions",         "context_length"),
+    "n_layer":      ("num_hidden_layers",         "n_layer",             "block_count"),
+    "n_head":       ("num_attention_heads",       "n_head",              "attention.head_count"),
+    "n_kv_head":    ("num_key_value_heads",       "",                    "attention.head_count_kv"),
+    "n_embd":       ("hidden_size",               "n_embd",              "embedding_length"),
+    "head_dim":     ("head_dim",                  "",                    "attention.key_length"),
+    "mlp_dim":      ("intermediate_size",         "n_inner",             "feed_forward_length"),
+    "norm_eps":     ("rms_norm_eps",              "layer_norm_epsilon",  ""),
+    "rope_theta":   ("rope_theta",                "",                    "rope.freq_base"),
+    "tied":         ("tie_word_embeddings",       "tie_word_embeddings", ""),
 }
 NAMES = {  # [i]: the i-th third of a layer
-    "wte":             ("model.embed_tokens",        "wte",               "token_embd"),
-    "wpe":             ("",                          "wpe",               "position_embd"),
-    "norm":            ("model.norm",                "ln_f",              "output_norm"),
-    "head":            ("lm_head",                   "lm_head",           "output"),
-    "blocks":          ("model.layers",              "h",                 "blk"),
-    ".norm1":          (".input_layernorm",          ".ln_1",             ".attn_norm"),
-    ".norm2":          (".post_attention_layernorm", ".ln_2",             ".ffn_norm"),
-    ".attn.q":         (".self_attn.q_proj",         ".attn.c_attn[0]",   ".attn_q"),
-    ".attn.k":         (".self_attn.k_proj",         ".attn.c_attn[1]",   ".attn_k"),
-    ".attn.v":         (".self_attn.v_proj",         ".attn.c_attn[2]",   ".attn_v"),
-    ".attn.o":         (".self_attn.o_proj",         ".attn.c_proj",      ".attn_output"),
-    ".attn.q_norm":    (".self_attn.q_norm",         "",                  ".attn_q_norm"),
-    ".attn.k_norm":    (".self_attn.k_norm",         "",                  ".attn_k_norm"),
-    ".mlp.gate":       (".mlp.gate_proj",            "",                  ".ffn_gate"),
-    ".mlp.up":         (".mlp.up_proj",              ".mlp.c_fc",         ".ffn_up"),
-    ".mlp.down":       (".mlp.down_proj",            ".mlp.c_proj",       ".ffn_down"),
+    "wte":          ("model.embed_tokens",        "wte",                 "token_embd"),
+    "wpe":          ("",                          "wpe",                 "position_embd"),
+    "norm":         ("model.norm",                "ln_f",                "output_norm"),
+    "head":         ("lm_head",                   "lm_head",             "output"),
+    "blocks":       ("model.layers",              "h",                   "blk"),
+    ".norm1":       (".input_layernorm",          ".ln_1",               ".attn_norm"),
+    ".norm2":       (".post_attention_layernorm", ".ln_2",               ".ffn_norm"),
+    ".attn.q":      (".self_attn.q_proj",         ".attn.c_attn[0]",     ".attn_q"),
+    ".attn.k":      (".self_attn.k_proj",         ".attn.c_attn[1]",     ".attn_k"),
+    ".attn.v":      (".self_attn.v_proj",         ".attn.c_attn[2]",     ".attn_v"),
+    ".attn.o":      (".self_attn.o_proj",         ".attn.c_proj",        ".attn_output"),
+    ".attn.q_norm": (".self_attn.q_norm",         "",                    ".attn_q_norm"),
+    ".attn.k_norm": (".self_attn.k_norm",         "",                    ".attn_k_norm"),
+    ".mlp.gate":    (".mlp.gate_proj",            "",                    ".ffn_gate"),
+    ".mlp.up":      (".mlp.up_proj",              ".mlp.c_fc",           ".ffn_up"),
+    ".mlp.down":    (".mlp.down_proj",            ".mlp.c_proj",         ".ffn_down"),
 }
 # fmt: on
 
@@ -78,29 +78,30 @@ LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_po
 LLAMA = dict(norm="rms", position="rope", mlp="swiglu", bias=False, qkv_bias=False, qk_norm=False)
 GPT2 = dict(norm="layer", position="learned", mlp="gelu", bias=True, qkv_bias=True, qk_norm=False)
 # fmt: off
-GPT2_FAMILY = Family(
-    "gpt2", "GPT2LMHeadModel", GPT2, GPT2_KEYS, GPT2_NAMES,
-    {"activation_function": "gelu_new", "scale_attn_weights": True,
-     "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-    transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-    unused=r"h\.\d+\.attn\.(masked_)?bias",
-    prefix="transformer.",
-)
-LLAMA_FAMILY = Family(  # Llama 3 and SmolLM2
-    "llama", "LlamaForCausalLM", LLAMA, LLAMA_KEYS, LLAMA_NAMES,
-    {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
-    unused=r".*rotary_emb\.inv_freq",
-)
-QWEN2_FAMILY = Family(
-    "qwen2", "Qwen2ForCausalLM", LLAMA | {"qkv_bias": True}, LLAMA_KEYS, LLAMA_NAMES,
-    {"hidden_act": "silu", "use_sliding_window": False},
-)
-QWEN3_FAMILY = Family(
-    "qwen3", "Qwen3ForCausalLM", LLAMA | {"qk_norm": True}, LLAMA_KEYS, LLAMA_NAMES,
-    {"hidden_act": "silu", "use_sliding_window": False, "attention_bias": False},
-)
+FAMILIES = {family.name: family for family in (
+    Family(
+        "gpt2", "GPT2LMHeadModel", GPT2, GPT2_KEYS, GPT2_NAMES,
+        {"activation_function": "gelu_new", "scale_attn_weights": True,
+         "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        unused=r"h\.\d+\.attn\.(masked_)?bias",
+        prefix="transformer.",
+    ),
+    Family(  # Llama 3 and SmolLM2
+        "llama", "LlamaForCausalLM", LLAMA, LLAMA_KEYS, LLAMA_NAMES,
+        {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+        unused=r".*rotary_emb\.inv_freq",
+    ),
+    Family(
+        "qwen2", "Qwen2ForCausalLM", LLAMA | {"qkv_bias": True}, LLAMA_KEYS, LLAMA_NAMES,
+        {"hidden_act": "silu", "use_sliding_window": False},
+    ),
+    Family(
+        "qwen3", "Qwen3ForCausalLM", LLAMA | {"qk_norm": True}, LLAMA_KEYS, LLAMA_NAMES,
+        {"hidden_act": "silu", "use_sliding_window": False, "attention_bias": False},
+    ),
+)}
 # fmt: on
-FAMILIES = {f.name: f for f in (GPT2_FAMILY, LLAMA_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY)}
 
 
 def family_of(config: GPTConfig) -> Family:
@@ -151,8 +152,8 @@ class Source:
 def place_of(ours: str, names: dict[str, str], transposed: tuple[str, ...] = ()) -> Place:
     """'blocks.3.attn.q.weight' -> its Place, by the names and transposed layers of a family."""
     layer, kind = ours.rsplit(".", 1)
-    first, number, part = re.fullmatch(r"(\w+)(\.\d+)?(.*)", layer).groups()
-    theirs = names[first] + (number or "") + (names[part] if part else "")
+    first, number, part = re.fullmatch(r"(\w+)(\.\d+)?(.*)", layer).groups("")  # blocks .3 .attn.q
+    theirs = names[first] + number + (names[part] if part else "")
     theirs, third = re.fullmatch(r"(.*?)(?:\[(\d)\])?", theirs).groups()
     turned = kind == "weight" and theirs.endswith(transposed)
     return Place(f"{theirs}.{kind}", int(third) if third else None, turned)

@@ -125,9 +125,8 @@ def open_source(path: Path) -> Source:
     """A file is GGUF; a folder is minseal's own if it has weights.pt, else Hugging Face's."""
     if path.is_file():
         return open_gguf(path)
-    if (path / "weights.pt").exists() or (path / "ranks.tiktoken").exists():
-        return open_own(path)
-    return open_hugging_face(path)
+    is_own = (path / "weights.pt").exists() or (path / "ranks.tiktoken").exists()
+    return open_own(path) if is_own else open_hugging_face(path)
 
 
 def open_own(path: Path) -> Source:

@@ -53,12 +53,10 @@ def save_adapter(
         "base_model_name_or_path": base,
         "r": config.rank,
         "lora_alpha": config.alpha,
-        "lora_dropout": 0.0,
         "target_modules": sorted({_suffix(name) for name in parts}),
         "fan_in_fan_out": family.name == "gpt2",
         "rank_pattern": ranks,
         "alpha_pattern": {name: config.alpha * r / config.rank for name, r in ranks.items()},
-        **PLAIN,
     }
     ours = {"base": base, "fingerprint": fingerprint(model), **(about or {})}
     files = {"adapter_config.json": write_json(settings), "minseal.json": write_json(ours)}
@@ -85,11 +83,10 @@ def load_adapter(
     base = settings.get("base_model_name_or_path")
     other = f"{path} was made for another model ({base}) than {name}"
     try:
-        noted = read_json(ours).get("fingerprint") if ours.is_file() else None
-        if noted:
-            there, here = torch.tensor(noted), torch.tensor(fingerprint(model))
-            if not torch.allclose(there, here, rtol=0.05, atol=1e-3):
-                raise UserError(f"{other}: their weights differ")
+        here = fingerprint(model)
+        there = read_json(ours).get("fingerprint", here) if ours.is_file() else here
+        if not torch.allclose(torch.tensor(there), torch.tensor(here), rtol=0.05, atol=1e-3):
+            raise UserError(f"{other}: their weights differ")
         pairs, scale = _match(settings, read_safetensors(weights), model, other)
     except (KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError, re.error) as e:
         raise UserError(f"{path} is damaged: {type(e).__name__} {first_line(e)}") from None

@@ -14,9 +14,7 @@ from ..tokenizer import CHATS, END, GPT2_PATTERN, Tokenizer
 class OpenTokenizer(Tokenizer):
     """The tokenizer of an open model. Text is always text, as in Tokenizer.
 
-    text: what tokenizer.json holds. config: tokenizer_config.json, parsed, of which the end of
-    text and the chat template count. where: their name in messages.
-
+    text: what tokenizer.json holds. config: tokenizer_config.json, parsed.
     SentencePiece-style tokenizers put a space before each text and take it off again. Here only
     begin() does, so that parts of a text can be encoded and decoded one by one.
     """
@@ -87,11 +85,12 @@ def drop_leading_space(data: dict[str, Any]) -> bool:
         whole = data.get(part) or {"type": "Sequence", members: []}
         kept = []
         for step in whole[members] if whole["type"] == "Sequence" else [whole]:
-            if step["type"] == "Prepend" or step.get("prepend_scheme", "never") != "never":
-                was_there = True
             if step["type"] == "Metaspace":
-                step = step | {"prepend_scheme": "never"}
-            if step["type"] != "Prepend" and (step["type"], part) != ("Strip", "decoder"):
+                was_there = was_there or step.get("prepend_scheme") != "never"
+                kept.append(step | {"prepend_scheme": "never", "add_prefix_space": False})
+            elif step["type"] == "Prepend":
+                was_there = True
+            elif (step["type"], part) != ("Strip", "decoder"):  # takes it off again
                 kept.append(step)
         data[part] = {"type": "Sequence", members: kept} if kept else None
     return was_there
@@ -183,7 +182,6 @@ def byte_level_bpe(
         raise UserError(f"{where} has no byte-level tokenizer: {first_line(e)}") from None
     config = {  # transformers learns the special tokens from it
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
         "eos_token": eos,
         "bos_token": bos[0] if bos else None,
         "chat_template": template,

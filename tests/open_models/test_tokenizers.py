@@ -406,6 +406,15 @@ def test_sentencepiece(kind):
     assert not mine.ends.intersection(mine.encode("a <s>b</s>"))
 
 
+def test_the_older_form_of_metaspace():
+    data = json.loads(pieces_json("always"))
+    data["pre_tokenizer"] = {"type": "Metaspace", "replacement": META, "add_prefix_space": True}
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(data))
+    mine = OpenTokenizer(json.dumps(data), {"eos_token": "</s>"})
+    assert mine.begin("the cat") == theirs.encode("the cat").ids
+    assert mine.decode(mine.encode("the cat")) == "the cat"
+
+
 # ---- there and back ----
 
 
