@@ -128,7 +128,8 @@ def _reader(kind: Any) -> Callable[[str], Any]:
             w for w in text.replace(" ", "").split(",") if w not in ("", "none")
         )
     if type(None) in get_args(kind):  # int | None
-        return _reader(next(k for k in get_args(kind) if k is not type(None)))
+        read = _reader(next(k for k in get_args(kind) if k is not type(None)))
+        return lambda text: None if text.lower() == "none" else read(text)
     return kind
 
 

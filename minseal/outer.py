@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from .config import Settings, mix_seed
 from .files import UserError
@@ -163,7 +164,7 @@ def try_out(
     # Like lengths together: less padding.
     valid.sort(key=lambda v: sum(len(d.ids) for d in v[2].documents))
     groups = side_by_side(student, [edit for *_, edit in valid], inner, at_once, memory)
-    for group in groups:
+    for group in tqdm(groups, desc="adapting", leave=False, disable=None, delay=2):
         start = time.time()
         members, contexts, edits = zip(*(valid[i] for i in group))
         with adapt(student, list(edits), inner, seed) as adapters:
