@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config import ModelConfig
 from ..files import UserError, Writer, write_folder, write_json, write_text
@@ -69,7 +68,7 @@ class LearnConfig(ModelConfig):
 
 
 def learn(
-    config: LearnConfig, files: list[str], say: Callable[[str], None] = tqdm.write
+    config: LearnConfig, files: list[str], say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Do it; returns {'before', 'after': share of the exam, 'questions', 'tokens', ...}.
 
@@ -107,7 +106,7 @@ def learn(
     merge_state(lab.policy, start)
     before = lab.arm("before", lambda: lab.plain(asked)) if asked else []
     lab.reset()
-    state = lab.learn_for_good("notes", list(zip(sections, edits)), start, show_steps())
+    state = lab.learn_for_good("notes", list(zip(sections, edits)), start, show_steps(say))
     seconds = run.steps["notes, learnt"].seconds
     tokens = sum(len(d.ids) for edit in edits for d in edit.documents)
     results = {"questions": len(exam), "tokens": tokens, "training seconds": round(seconds)}
@@ -261,16 +260,12 @@ def make_edits(lab: Lab, sections: list[Passage], notes: Notes) -> list[SelfEdit
 # ---- what is shown -------------------------------------------------------------------------------
 
 
-def show_steps() -> OnStep:
-    """A function for adapt() that shows the steps of training."""
-    bar = tqdm(desc="training", unit="step", disable=None)
+def show_steps(say: Callable[[str], None]) -> OnStep:
+    """A function for adapt() that says ten times how training goes."""
 
     def show(step: int, steps: int, loss: Tensor) -> None:
-        bar.total = steps
-        bar.set_postfix_str(f"loss {loss.mean():.2f}")
-        bar.update()
-        if step == steps:
-            bar.close()
+        if step * 10 // steps > (step - 1) * 10 // steps:
+            say(f"training: step {step} of {steps}, loss {loss.mean():.2f}")
 
     return show
 
