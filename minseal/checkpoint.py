@@ -65,7 +65,7 @@ def make_config(values: dict[str, Any], where: object, keys: dict[str, str] = {}
 
 
 def _is_number(v: Any) -> bool:
-    return type(v) in (int, float) and 0 < v < 1e30
+    return type(v) in (int, float) and 0 < v < 1e18
 
 
 def _scales(v: Any) -> bool:

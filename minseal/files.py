@@ -38,6 +38,8 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8-sig")  # Windows likes to put a mark in front
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; expected a file") from None
     except (OSError, ValueError) as e:
         raise UserError(f"cannot read {path} as text in UTF-8: {first_line(e)}") from None
 
@@ -54,7 +56,9 @@ def parse_json(text: str, where: object, once: bool = False) -> Any:
     """Any JSON value. once: as in read_json. Raises UserError, in the name of `where`."""
     try:
         return json.loads(text, object_pairs_hook=_object_of if once else None)
-    except (ValueError, RecursionError) as e:  # also a number of thousands of digits
+    except RecursionError:
+        raise UserError(f"cannot read {where} as JSON: nested too deep") from None
+    except ValueError as e:  # also a number of thousands of digits
         raise UserError(f"cannot read {where} as JSON: {first_line(e)}") from None
 
 

@@ -47,7 +47,7 @@ def test_text(tmp_path):
     assert read_text(path) == "naïve\n"
     path.write_bytes(b"\xff\xfe")
     assert "UTF-8" in refused(read_text, path)
-    assert "directory" in refused(read_text, tmp_path)
+    assert "is a folder" in refused(read_text, tmp_path)
     assert "no file" in refused(read_text, tmp_path / "none")
 
 
