@@ -105,27 +105,16 @@ def reorder(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle:
 def permute_colours(
     puzzle: Puzzle, rng: np.random.Generator, palette: Iterable[int] = range(10)
 ) -> Puzzle:
-    """The puzzle with the palette's colours permuted, alike in every grid; other colours stay."""
-    mapping = draw_mapping(rng, palette)
-    return _change_grids(puzzle, lambda grid: recolour(grid, mapping))
-
-
-def draw_mapping(rng: np.random.Generator, palette: Iterable[int] = range(10)) -> tuple[int, ...]:
-    """A permutation of the palette, all equally likely -> 10 numbers: what each colour becomes.
+    """The puzzle with the palette's colours permuted, alike in every grid; other colours stay.
 
     Paper: its code keeps 0 (black), and a colour becomes one that the puzzle has not, while
     there are such. Here: every permutation of the palette, and range(1, 10) keeps black; because
     which colours may change places depends on the puzzles, not on the augmentation.
     """
-    colours, mapping = sorted(set(palette)), list(range(10))
-    for old, new in zip(colours, rng.permutation(colours)):
-        mapping[old] = int(new)
-    return tuple(mapping)
-
-
-def recolour(grid: Grid, mapping: tuple[int, ...]) -> Grid:
-    """mapping: 10 numbers, what each colour becomes."""
-    return tuple(tuple(mapping[cell] for cell in row) for row in grid)
+    old, becomes = sorted(set(palette)), list(range(10))
+    for colour, new in zip(old, rng.permutation(old).tolist()):
+        becomes[colour] = int(new)
+    return _change_grids(puzzle, lambda grid: tuple(tuple(becomes[c] for c in row) for row in grid))
 
 
 def _change_grids(puzzle: Puzzle, change: Callable[[Grid], Grid]) -> Puzzle:
@@ -155,7 +144,7 @@ def _double(rows: Grid) -> Grid:
     return tuple(row for row in rows for _ in range(2))
 
 
-def _first_half(rows: Grid) -> Grid:
+def _half(rows: Grid) -> Grid:
     return rows[: len(rows) // 2]
 
 
@@ -197,11 +186,8 @@ def translate(down: int, right: int) -> Augmentation:
     def roll(axis: int, by: int) -> Change:
         return _along(axis, lambda rows: rows[-by % len(rows) :] + rows[: -by % len(rows)])
 
-    return _chain(
-        Augmentation("", roll(0, down), roll(0, -down)),
-        Augmentation("", roll(1, right), roll(1, -right)),
-        name=f"translate {down} {right}",
-    )
+    moves = [Augmentation("", roll(i, by), roll(i, -by)) for i, by in enumerate((down, right))]
+    return _chain(*moves, name=f"translate {down} {right}")
 
 
 def _random_translation(rng: np.random.Generator) -> Augmentation:
@@ -222,14 +208,10 @@ ROTATE_90 = _chain(TRANSPOSE, FLIPS[0], name="rotate 90")  # counter-clockwise, 
 ROTATE_180 = _chain(*FLIPS, name="rotate 180")
 ROTATE_270 = _chain(FLIPS[0], TRANSPOSE, name="rotate 270")
 TURNS = (ROTATE_90, ROTATE_270, ROTATE_180, *FLIPS)
-REFLECTS = [  # the mirror image beside the grid
-    _enlarge(f"reflect {axis}", axis, lambda rows: rows + rows[::-1], _first_half)
-    for axis in (0, 1)
-]
-REVERSED = [  # the image first
-    _chain(flip, reflect, name=f"{reflect.name} reversed") for flip, reflect in zip(FLIPS, REFLECTS)
-]
-REPEATS = [_enlarge(f"repeat {i}", i, lambda rows: rows + rows, _first_half) for i in (0, 1)]
+# A mirror image beside the grid, behind it or before it.
+REFLECTS = [_enlarge(f"reflect {i}", i, lambda rows: rows + rows[::-1], _half) for i in (0, 1)]
+REVERSED = [_chain(f, r, name=f"{r.name} reversed") for f, r in zip(FLIPS, REFLECTS)]
+REPEATS = [_enlarge(f"repeat {i}", i, lambda rows: rows + rows, _half) for i in (0, 1)]
 TALLER = _enlarge("height 2", 0, _double, lambda rows: rows[::2])
 WIDER = _enlarge("width 2", 1, _double, lambda rows: rows[::2])
 RESOLUTION = _chain(TALLER, WIDER, name="resolution 2")  # every cell becomes 2 x 2

@@ -88,14 +88,10 @@ class FewShot(Task):
 
     def parse(self, puzzle: Puzzle, text: str) -> SelfEdit:
         """What the policy wrote -> SelfEdit. Raises InvalidSelfEdit."""
-        return self.edit(puzzle, self.read(text))
-
-    def read(self, text: str) -> Directives:
-        """What the policy wrote -> Directives; text_of() backwards. Raises InvalidSelfEdit."""
-        return read_directives(PROMPTS[self.style][2] + text)
+        return self.edit(puzzle, read_directives(PROMPTS[self.style][2] + text))
 
     def text_of(self, directives: Directives) -> str:
-        """The text with which the policy would say this."""
+        """The text with which the policy would say this; parse() reads it."""
         return directives.to_json().removeprefix(PROMPTS[self.style][2])
 
     def edit(self, puzzle: Puzzle, directives: Directives) -> SelfEdit:
@@ -271,8 +267,6 @@ def _values(data: Any, where: str, keys: list[str]) -> list[Any]:
 def _quote(value: Any) -> str:
     return json.dumps(value)[:40]
 
-
-# ---- prompts ----
 
 # How the policy is asked: what stands above the demonstrations and below them, and the first
 # letters of the self-edit itself. 'tiny' is what the tiny model learnt in pretraining; 'paper'

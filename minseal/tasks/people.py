@@ -90,9 +90,6 @@ def toy_passages(n: int, world_seed: int) -> list[PersonPassage]:
     return passages
 
 
-# ---- the world ----
-
-
 def _implied(text: str) -> dict[str, str]:
     """'France: Lyon, Nantes; Spain: ...' -> {'Lyon': 'France', ...}"""
     rows = (row.split(":") for row in text.split(";"))
@@ -109,8 +106,7 @@ ATTRIBUTES = {
         Norway: Bergen, Oslo, Tromso; Kenya: Nairobi, Mombasa, Kisumu"""),
         ("{n} grew up in {v}.", "{n} was born in {v}."),
         ("{n} is from {t}.", "{n} comes from {t}."), "Which country is {n} from?",
-        "{v} is in {t}.", "Which country is {v} in?",
-    ),
+        "{v} is in {t}.", "Which country is {v} in?"),
     "trade": Attribute(_implied("""
         hospital: nurse, surgeon, midwife; school: teacher, tutor, pupil;
         court: judge, lawyer, clerk; farm: shepherd, milker, drover;
@@ -119,8 +115,7 @@ ATTRIBUTES = {
         mine: digger, blaster, driller; kitchen: cook, baker, waiter"""),
         ("{n} works as a {v}.", "{n} has a job as a {v}."),
         ("{n} works at the {t}.", "{n} can be met at the {t}."), "Where does {n} work?",
-        "A {v} works at the {t}.", "Where does a {v} work?",
-    ),
+        "A {v} works at the {t}.", "Where does a {v} work?"),
     "animal": Attribute(_implied("""
         feathers: parrot, goose, raven, duck; scales: carp, snake, lizard, trout;
         fur: cat, rabbit, fox, hamster; wool: sheep, ram, lamb, llama;
@@ -128,8 +123,7 @@ ATTRIBUTES = {
         hair: horse, donkey, goat, camel; skin: frog, dolphin, newt, toad"""),
         ("{n} owns a {v}.", "{n} keeps a {v}."),
         ("{n} has an animal with {t}.", "{n} has a pet covered in {t}."),
-        "What covers the animal of {n}?", "A {v} is covered in {t}.", "What covers a {v}?",
-    ),
+        "What covers the animal of {n}?", "A {v} is covered in {t}.", "What covers a {v}?"),
     "food": Attribute(_implied("""
         bakery: bread, rolls, bagels, buns; butcher: ham, sausages, bacon, steak;
         fishmonger: salmon, herring, cod, shrimps; dairy: cheese, butter, cream, yoghurt;
@@ -137,8 +131,7 @@ ATTRIBUTES = {
         sweetshop: fudge, toffee, candy, nougat; spicery: pepper, ginger, curry, saffron"""),
         ("{n} likes {v} best.", "{n} loves to eat {v}."),
         ("{n} shops at the {t}.", "{n} goes to the {t} for food."), "Where does {n} buy food?",
-        "The {t} sells {v}.", "Where is {v} sold?",
-    ),
+        "The {t} sells {v}.", "Where is {v} sold?"),
 }
 VAGUE = (
     "People are interesting.", "This is a short text.", "There is much to say here.",
@@ -306,9 +299,7 @@ def probes(tokenizer: Tokenizer, n: int = 50, seed: int = 1) -> Probes:
 
     return {
         "reading": [
-            ask(*pair, text=write_passage(person, rng) + "\n")
-            for person in strangers
-            for pair in exam_on(person)
+            ask(*pair, write_passage(p, rng) + "\n") for p in strangers for pair in exam_on(p)
         ],
         "general knowledge": [
             ask(attribute.general_question.format(v=value), implied)

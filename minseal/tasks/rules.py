@@ -1,11 +1,9 @@
 """The toy world of rules: two kinds that want opposite augmentations.
 
-    places    the cells of the grid change places, always in the same way. Permuted colours keep
-              such a rule and show more of it; turned or flipped, the demonstrations contradict
-              each other.
-    colours   each colour becomes another one, wherever it stands. Turned and flipped grids keep
-              such a rule and show more of it; with permuted colours the demonstrations
-              contradict each other.
+    places    the cells change places, always in the same way. Permuted colours keep such a rule
+              and show more of it; turned or flipped, the demonstrations contradict each other.
+    colours   each colour becomes another one. Turned and flipped grids keep such a rule and show
+              more of it; with permuted colours the demonstrations contradict each other.
 
 So the best self-edit depends on the puzzle; if one suited all, the outer loop could only learn a
 constant. What makes grids larger than TOY_SIDE x TOY_SIDE (size, chain, repeat, reflections) is
@@ -31,8 +29,7 @@ KINDS: tuple[Kind, ...] = ("places", "colours")
 WIDE, TALL = (2, 3), (3, 2)  # shapes of grids
 TOY_SIDE = 3
 PALETTE = range(6)
-# What pretraining has in its self-edits.
-RATES, EPOCHS = (0.001, 0.003, 0.006, 0.012), (1, 3, 6)
+RATES, EPOCHS = (0.001, 0.003, 0.006, 0.012), (1, 3, 6)  # of pretraining's self-edits
 # What suits each kind, found by trying: it is the oracle's, and nobody tells the policy.
 ORACLE = {
     "places": Directives(frozenset({"color"}), "outputs", 0.006, 6),
@@ -104,16 +101,13 @@ TASTE = {"places": {"size": 0.8, "chain": 0.2}, "colours": {"size": 0.2, "chain"
 
 
 def tokenizer_text(rng: np.random.Generator, n: int = 300) -> str:
-    """Text to train the tokenizer on: puzzles, kinds and self-edits.
-
-    A digit stands between them, since prompt and answer are encoded apart.
-    """
+    """Text to train the tokenizer on: puzzles, kinds and self-edits."""
     parts = []
     for _ in range(n):
         parts += [pairs_to_text(draw_familiar_puzzle(rng).demonstrations), "edit:\n"]
         parts += [draw_directives(KINDS[0], rng).to_json(), "rule:\n"]
         parts += [statement(KINDS[rng.integers(2)])]
-    return "0".join(parts)
+    return "0".join(parts)  # a digit parts them, since prompt and answer are encoded apart
 
 
 def statement(kind: Kind) -> str:
@@ -133,8 +127,7 @@ def draw_familiar_puzzle(rng: np.random.Generator, demonstrations: int = 0) -> P
 def draw_directives(kind: Kind, rng: np.random.Generator) -> Directives:
     """A self-edit of pretraining: the policy starts without an opinion about what matters."""
     on = frozenset(name for name in SWITCHES if rng.random() < TASTE[kind].get(name, 0.5))
-    loss = list(STRATEGIES.values())[rng.integers(2)]
-    lr = RATES[rng.integers(len(RATES))]
+    loss, lr = list(STRATEGIES.values())[rng.integers(2)], RATES[rng.integers(len(RATES))]
     return Directives(on, loss, lr, EPOCHS[rng.integers(len(EPOCHS))])
 
 
@@ -159,10 +152,7 @@ def pretraining_document(task: FewShot, rng: np.random.Generator) -> Document:
 def rule_document(
     task: FewShot, puzzle: Puzzle, said: str, loss: PuzzleLoss | None = None
 ) -> Document:
-    """All pairs of a puzzle, then what is said about its rule, which carries loss.
-
-    loss: which tokens of the pairs carry it as well; None: none.
-    """
+    """All pairs of a puzzle (loss: which tokens of them carry it), then what is said of its rule."""
     pairs = task.document(puzzle, loss or "all").weighted(1.0 if loss else 0.0)
     answer = [*task.tokenizer.encode(said), task.tokenizer.eot]
     rule = Document.completion(task.tokenizer.encode("rule:\n"), answer)
