@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-import numpy as np
+from numpy.random import Generator
 
 from .arc import MAX_SIDE, Grid, Pair, Puzzle
 
@@ -31,7 +31,7 @@ def draw_training_puzzles(
     groups: Collection[str],
     colours: bool,
     n: int,
-    rng: np.random.Generator,
+    rng: Generator,
     palette: Iterable[int] = range(10),
     max_side: int = MAX_SIDE,
 ) -> list[Puzzle]:
@@ -67,15 +67,10 @@ def draw_training_puzzles(
     return out
 
 
-# ---- from a puzzle to a puzzle ----
-
-
 def leave_out(puzzle: Puzzle, n: int) -> list[Puzzle]:
     """Each demonstration in turn becomes the test of the others, n - 1 of which are left away.
 
-    N demonstrations give N puzzles for n = 1, N (N - 1) for n = 2, and none where no
-    demonstration would remain (there the paper's code makes a puzzle without any). The puzzle's
-    own tests appear in none of them.
+    No puzzle where no demonstration would remain; there the paper's code makes one without any.
     """
     pairs, out = puzzle.demonstrations, []
     for i, test in enumerate(pairs if len(pairs) > n else ()):
@@ -84,11 +79,9 @@ def leave_out(puzzle: Puzzle, n: int) -> list[Puzzle]:
     return out
 
 
-def transform(
-    puzzle: Puzzle, augmentation: Augmentation, max_side: int = MAX_SIDE
-) -> Puzzle | None:
+def transform(puzzle: Puzzle, change: Augmentation, max_side: int = MAX_SIDE) -> Puzzle | None:
     """The puzzle with every grid augmented, or None if a grid outgrows max_side x max_side."""
-    new = _change_grids(puzzle, augmentation.apply)
+    new = _change_grids(puzzle, change.apply)
     for pair in new.demonstrations + new.tests:
         for grid in (pair.input, pair.output):
             if grid is not None and max(len(grid), len(grid[0])) > max_side:
@@ -96,15 +89,13 @@ def transform(
     return new
 
 
-def reorder(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle:
+def reorder(puzzle: Puzzle, rng: Generator) -> Puzzle:
     """The puzzle with its demonstrations in random order."""
     order = rng.permutation(len(puzzle.demonstrations))
     return replace(puzzle, demonstrations=tuple(puzzle.demonstrations[i] for i in order))
 
 
-def permute_colours(
-    puzzle: Puzzle, rng: np.random.Generator, palette: Iterable[int] = range(10)
-) -> Puzzle:
+def permute_colours(puzzle: Puzzle, rng: Generator, palette: Iterable[int] = range(10)) -> Puzzle:
     """The puzzle with the palette's colours permuted, alike in every grid; other colours stay.
 
     Paper: its code keeps 0 (black), and a colour becomes one that the puzzle has not, while
@@ -129,7 +120,7 @@ def _change_grids(puzzle: Puzzle, change: Callable[[Grid], Grid]) -> Puzzle:
 # two transpositions.
 
 Change = Callable[[Grid], Grid]
-Maker = Callable[[np.random.Generator], Augmentation]  # draws what is random about it
+Maker = Callable[[Generator], Augmentation]  # draws what is random about it
 
 
 def _transpose(grid: Grid) -> Grid:
@@ -190,7 +181,7 @@ def translate(down: int, right: int) -> Augmentation:
     return _chain(*moves, name=f"translate {down} {right}")
 
 
-def _random_translation(rng: np.random.Generator) -> Augmentation:
+def _random_translation(rng: Generator) -> Augmentation:
     # Paper: its code draws 0-3 rows and 0-3 columns (fewer in smaller grids), for an input and
     # its output apart. Here: one shift for both; because a second one would change the rule.
     return translate(*map(int, rng.integers(4, size=2)))

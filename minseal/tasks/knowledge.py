@@ -155,9 +155,6 @@ def title_of(passage: Passage) -> str:
     return f"Topic: {passage.title}\n" if passage.title else ""
 
 
-# ---- from text to notes ----
-
-
 def split_directives(text: str) -> tuple[dict[str, Any], str]:
     """Optional first lines 'lr: 0.001', 'epochs: 4', 'loss: completion' -> (values, other text).
 

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import product
 
-import numpy as np
+from numpy.random import Generator, default_rng
 
 from ..files import UserError
 from ..selfedit import SelfEdit
@@ -81,7 +81,7 @@ class People(Knowledge):
 
 def toy_passages(n: int, world_seed: int) -> list[PersonPassage]:
     """n passages about n strangers: people whom pretraining never names."""
-    rng = np.random.default_rng(world_seed)
+    rng = default_rng(world_seed)
     passages = []
     for person in draw_people(n, rng, strangers=True):
         text, oracle = write_passage(person, rng), tuple(write_implications(person, rng))
@@ -143,7 +143,7 @@ NOTE_ODDS = {"vague": 0.25, "restates": 0.40, "implies": 0.15, "asks": 0.10, "wr
 KINDS = ("restates", "implies", "asks", "vague", "wrong", "other")  # what kind_of() says
 
 
-def _names(n: int, endings: str, rng: np.random.Generator) -> list[str]:
+def _names(n: int, endings: str, rng: Generator) -> list[str]:
     onsets, middles = "B D F G K L M N P R S T V Br Dr Kl Tr Sh", "b d g k l m n r s t v nd st"
     parts = [part.split() for part in (onsets, "a e i o u", middles, endings)]
     names: dict[str, None] = {}  # a set that keeps the order
@@ -152,7 +152,7 @@ def _names(n: int, endings: str, rng: np.random.Generator) -> list[str]:
     return list(names)
 
 
-_rng = np.random.default_rng(2506_10943)
+_rng = default_rng(2506_10943)
 FIRST = _names(100, "a o i ea el in", _rng)
 LAST = _names(100, "an ek ov ard ett um", _rng)
 
@@ -161,12 +161,12 @@ def _is_stranger(first: int, last: int) -> bool:
     return (first + last) % 4 == 0  # a quarter of all pairs of names, which pretraining never has
 
 
-def _person(first: int, last: int, pronoun: str, rng: np.random.Generator) -> Person:
+def _person(first: int, last: int, pronoun: str, rng: Generator) -> Person:
     values = {name: str(rng.choice(list(a.implied))) for name, a in ATTRIBUTES.items()}
     return Person(f"{FIRST[first]} {LAST[last]}", pronoun, values)
 
 
-def draw_people(n: int, rng: np.random.Generator, strangers: bool) -> list[Person]:
+def draw_people(n: int, rng: Generator, strangers: bool) -> list[Person]:
     """n people with different names: strangers, or people with names that pretraining pairs."""
     every = product(range(len(FIRST)), range(len(LAST)))
     pairs = [pair for pair in every if _is_stranger(*pair) == strangers]
@@ -176,7 +176,7 @@ def draw_people(n: int, rng: np.random.Generator, strangers: bool) -> list[Perso
     return [_person(*pairs[i], str(rng.choice(["She", "He"])), rng) for i in chosen]
 
 
-def draw_person(rng: np.random.Generator) -> Person:
+def draw_person(rng: Generator) -> Person:
     """A person for pretraining, no stranger; much faster than draw_people(1, ...)."""
     first, last = rng.integers(len(FIRST)), rng.integers(len(LAST))
     if _is_stranger(first, last):
@@ -189,7 +189,7 @@ def question_line(question: str, answer: str = "") -> str:
     return f"Question: {question} Answer:" + (f" {answer}" if answer else "")
 
 
-def write_passage(person: Person, rng: np.random.Generator) -> str:
+def write_passage(person: Person, rng: Generator) -> str:
     """Four facts in random order and wording; the name once, then a pronoun."""
     sentences = []
     for name in rng.permutation(list(ATTRIBUTES)).tolist():
@@ -205,13 +205,13 @@ def exam_on(person: Person) -> list[tuple[str, str]]:
     return [(question.format(**words), words["t"]) for question, words in asked]
 
 
-def write_implications(person: Person, rng: np.random.Generator) -> list[str]:
+def write_implications(person: Person, rng: Generator) -> list[str]:
     """The oracle's notes: each implication once."""
     chosen = [(str(rng.choice(a.implications)), name) for name, a in ATTRIBUTES.items()]
     return [template.format(**person.words(name)) for template, name in chosen]
 
 
-def write_note(person: Person, kind: str, rng: np.random.Generator) -> str:
+def write_note(person: Person, kind: str, rng: Generator) -> str:
     """One note of a kind in NOTE_ODDS; a wrong one states an implication with another value."""
     if kind == "vague":
         return str(rng.choice(VAGUE))
@@ -223,7 +223,7 @@ def write_note(person: Person, kind: str, rng: np.random.Generator) -> str:
     return str(rng.choice(attribute.templates(kind))).format(**words)
 
 
-def write_random_notes(person: Person, rng: np.random.Generator) -> list[str]:
+def write_random_notes(person: Person, rng: Generator) -> list[str]:
     """3 to 8 notes of random kinds: the prior from which the policy starts."""
     kinds = rng.choice(list(NOTE_ODDS), p=list(NOTE_ODDS.values()), size=rng.integers(3, 9))
     return [write_note(person, kind, rng) for kind in kinds]
@@ -251,11 +251,11 @@ _READERS = [  # (kind, attribute, the template as a pattern, with groups n, v an
 # ---- pretraining ----
 
 # Whom the model knows by heart, as statements and as answers.
-KNOWN_PEOPLE = draw_people(100, np.random.default_rng(1), strangers=False)
+KNOWN_PEOPLE = draw_people(100, default_rng(1), strangers=False)
 DOCUMENT_ODDS = {"general": 0.12, "known": 0.10, "copy": 0.08, "read": 0.32, "notes": 0.38}
 
 
-def pretraining_text(rng: np.random.Generator) -> str:
+def pretraining_text(rng: Generator) -> str:
     """One document: general knowledge, a known person, or a passage with what may follow it."""
     kind = rng.choice(list(DOCUMENT_ODDS), p=list(DOCUMENT_ODDS.values()))
     if kind == "general":
@@ -280,7 +280,7 @@ def _question_lines(person: Person) -> list[str]:
     return [question_line(*pair) for pair in exam_on(person)]
 
 
-def _general_knowledge(rng: np.random.Generator) -> str:
+def _general_knowledge(rng: Generator) -> str:
     attribute = ATTRIBUTES[str(rng.choice(list(ATTRIBUTES)))]
     value = str(rng.choice(list(attribute.implied)))
     words = {"v": value, "t": attribute.implied[value]}
@@ -291,7 +291,7 @@ def _general_knowledge(rng: np.random.Generator) -> str:
 
 def probes(tokenizer: Tokenizer, n: int = 50, seed: int = 1) -> Probes:
     """What a pretrained model is measured by. An answer ends with its line."""
-    rng = np.random.default_rng(seed)
+    rng = default_rng(seed)
     strangers = draw_people(n, rng, strangers=True)
 
     def ask(question: str, answer: str, text: str = "") -> tuple[list[int], str]:
