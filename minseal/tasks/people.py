@@ -3,8 +3,7 @@
 A passage states four facts about a person ("Tamo Breck grew up in Lyon."). The exam asks what
 follows from them ("Which country is Tamo Breck from?"), closed book. General knowledge ("Lyon is
 in France.") was learnt in pretraining, but two hops through the weights do not compose: training
-on the passage is not enough, a note that states the implication is. So there is something for
-self-edits to win.
+on the passage is not enough, a note that states the implication is: self-edits can win something.
 """
 
 import re
@@ -133,10 +132,8 @@ ATTRIBUTES = {
         ("{n} shops at the {t}.", "{n} goes to the {t} for food."), "Where does {n} buy food?",
         "The {t} sells {v}.", "Where is {v} sold?"),
 }
-VAGUE = (
-    "People are interesting.", "This is a short text.", "There is much to say here.",
-    "Life is full of stories.", "Some things are good to know.", "It is nice to read.",
-)
+VAGUE = ("People are interesting.", "This is a short text.", "There is much to say here.",
+         "Life is full of stories.", "Some things are good to know.", "It is nice to read.")
 # fmt: on
 # Odds of the kinds of note that pretraining shows: good notes occur, most notes are not good.
 NOTE_ODDS = {"vague": 0.25, "restates": 0.40, "implies": 0.15, "asks": 0.10, "wrong": 0.10}

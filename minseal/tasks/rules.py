@@ -155,10 +155,9 @@ def rule_document(
 
 
 def probes(tokenizer: Tokenizer, n: int = 100, seed: int = 1) -> Probes:
-    """What a pretrained model is measured by: puzzles to be solved in context, by kind of rule.
+    """What a pretrained model is measured by: puzzles in context, and the kinds of new rules.
 
-    Rules of pretraining, and others, which are not to be known, but whose kind is. A grid ends
-    before GRID_END, a kind with eot.
+    A grid ends before GRID_END, a kind with eot.
     """
     rng, task, out = default_rng(seed), FewShot(tokenizer, "tiny"), {}
     familiar = [draw_familiar_puzzle(rng, 4) for _ in range(2 * n)]
