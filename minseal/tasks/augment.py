@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-import numpy as np
+from numpy.random import Generator
 
 from .arc import MAX_SIDE, Grid, Pair, Puzzle
 
@@ -31,7 +31,7 @@ def draw_training_puzzles(
     groups: Collection[str],
     colours: bool,
     n: int,
-    rng: np.random.Generator,
+    rng: Generator,
     palette: Iterable[int] = range(10),
     max_side: int = MAX_SIDE,
 ) -> list[Puzzle]:
@@ -67,15 +67,10 @@ def draw_training_puzzles(
     return out
 
 
-# ---- from a puzzle to a puzzle ----
-
-
 def leave_out(puzzle: Puzzle, n: int) -> list[Puzzle]:
     """Each demonstration in turn becomes the test of the others, n - 1 of which are left away.
 
-    N demonstrations give N puzzles for n = 1, N (N - 1) for n = 2, and none where no
-    demonstration would remain (there the paper's code makes a puzzle without any). The puzzle's
-    own tests appear in none of them.
+    No puzzle where no demonstration would remain; there the paper's code makes one without any.
     """
     pairs, out = puzzle.demonstrations, []
     for i, test in enumerate(pairs if len(pairs) > n else ()):
@@ -84,11 +79,9 @@ def leave_out(puzzle: Puzzle, n: int) -> list[Puzzle]:
     return out
 
 
-def transform(
-    puzzle: Puzzle, augmentation: Augmentation, max_side: int = MAX_SIDE
-) -> Puzzle | None:
+def transform(puzzle: Puzzle, change: Augmentation, max_side: int = MAX_SIDE) -> Puzzle | None:
     """The puzzle with every grid augmented, or None if a grid outgrows max_side x max_side."""
-    new = _change_grids(puzzle, augmentation.apply)
+    new = _change_grids(puzzle, change.apply)
     for pair in new.demonstrations + new.tests:
         for grid in (pair.input, pair.output):
             if grid is not None and max(len(grid), len(grid[0])) > max_side:
@@ -96,36 +89,23 @@ def transform(
     return new
 
 
-def reorder(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle:
+def reorder(puzzle: Puzzle, rng: Generator) -> Puzzle:
     """The puzzle with its demonstrations in random order."""
     order = rng.permutation(len(puzzle.demonstrations))
     return replace(puzzle, demonstrations=tuple(puzzle.demonstrations[i] for i in order))
 
 
-def permute_colours(
-    puzzle: Puzzle, rng: np.random.Generator, palette: Iterable[int] = range(10)
-) -> Puzzle:
-    """The puzzle with the palette's colours permuted, alike in every grid; other colours stay."""
-    mapping = draw_mapping(rng, palette)
-    return _change_grids(puzzle, lambda grid: recolour(grid, mapping))
-
-
-def draw_mapping(rng: np.random.Generator, palette: Iterable[int] = range(10)) -> tuple[int, ...]:
-    """A permutation of the palette, all equally likely -> 10 numbers: what each colour becomes.
+def permute_colours(puzzle: Puzzle, rng: Generator, palette: Iterable[int] = range(10)) -> Puzzle:
+    """The puzzle with the palette's colours permuted, alike in every grid; other colours stay.
 
     Paper: its code keeps 0 (black), and a colour becomes one that the puzzle has not, while
     there are such. Here: every permutation of the palette, and range(1, 10) keeps black; because
     which colours may change places depends on the puzzles, not on the augmentation.
     """
-    colours, mapping = sorted(set(palette)), list(range(10))
-    for old, new in zip(colours, rng.permutation(colours)):
-        mapping[old] = int(new)
-    return tuple(mapping)
-
-
-def recolour(grid: Grid, mapping: tuple[int, ...]) -> Grid:
-    """mapping: 10 numbers, what each colour becomes."""
-    return tuple(tuple(mapping[cell] for cell in row) for row in grid)
+    old, becomes = sorted(set(palette)), list(range(10))
+    for colour, new in zip(old, rng.permutation(old).tolist()):
+        becomes[colour] = int(new)
+    return _change_grids(puzzle, lambda grid: tuple(tuple(becomes[c] for c in row) for row in grid))
 
 
 def _change_grids(puzzle: Puzzle, change: Callable[[Grid], Grid]) -> Puzzle:
@@ -140,7 +120,7 @@ def _change_grids(puzzle: Puzzle, change: Callable[[Grid], Grid]) -> Puzzle:
 # two transpositions.
 
 Change = Callable[[Grid], Grid]
-Maker = Callable[[np.random.Generator], Augmentation]  # draws what is random about it
+Maker = Callable[[Generator], Augmentation]  # draws what is random about it
 
 
 def _transpose(grid: Grid) -> Grid:
@@ -155,7 +135,7 @@ def _double(rows: Grid) -> Grid:
     return tuple(row for row in rows for _ in range(2))
 
 
-def _first_half(rows: Grid) -> Grid:
+def _half(rows: Grid) -> Grid:
     return rows[: len(rows) // 2]
 
 
@@ -197,14 +177,11 @@ def translate(down: int, right: int) -> Augmentation:
     def roll(axis: int, by: int) -> Change:
         return _along(axis, lambda rows: rows[-by % len(rows) :] + rows[: -by % len(rows)])
 
-    return _chain(
-        Augmentation("", roll(0, down), roll(0, -down)),
-        Augmentation("", roll(1, right), roll(1, -right)),
-        name=f"translate {down} {right}",
-    )
+    moves = [Augmentation("", roll(i, by), roll(i, -by)) for i, by in enumerate((down, right))]
+    return _chain(*moves, name=f"translate {down} {right}")
 
 
-def _random_translation(rng: np.random.Generator) -> Augmentation:
+def _random_translation(rng: Generator) -> Augmentation:
     # Paper: its code draws 0-3 rows and 0-3 columns (fewer in smaller grids), for an input and
     # its output apart. Here: one shift for both; because a second one would change the rule.
     return translate(*map(int, rng.integers(4, size=2)))
@@ -222,14 +199,10 @@ ROTATE_90 = _chain(TRANSPOSE, FLIPS[0], name="rotate 90")  # counter-clockwise, 
 ROTATE_180 = _chain(*FLIPS, name="rotate 180")
 ROTATE_270 = _chain(FLIPS[0], TRANSPOSE, name="rotate 270")
 TURNS = (ROTATE_90, ROTATE_270, ROTATE_180, *FLIPS)
-REFLECTS = [  # the mirror image beside the grid
-    _enlarge(f"reflect {axis}", axis, lambda rows: rows + rows[::-1], _first_half)
-    for axis in (0, 1)
-]
-REVERSED = [  # the image first
-    _chain(flip, reflect, name=f"{reflect.name} reversed") for flip, reflect in zip(FLIPS, REFLECTS)
-]
-REPEATS = [_enlarge(f"repeat {i}", i, lambda rows: rows + rows, _first_half) for i in (0, 1)]
+# A mirror image beside the grid, behind it or before it.
+REFLECTS = [_enlarge(f"reflect {i}", i, lambda rows: rows + rows[::-1], _half) for i in (0, 1)]
+REVERSED = [_chain(f, r, name=f"{r.name} reversed") for f, r in zip(FLIPS, REFLECTS)]
+REPEATS = [_enlarge(f"repeat {i}", i, lambda rows: rows + rows, _half) for i in (0, 1)]
 TALLER = _enlarge("height 2", 0, _double, lambda rows: rows[::2])
 WIDER = _enlarge("width 2", 1, _double, lambda rows: rows[::2])
 RESOLUTION = _chain(TALLER, WIDER, name="resolution 2")  # every cell becomes 2 x 2

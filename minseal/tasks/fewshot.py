@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
-import numpy as np
+from numpy.random import Generator, default_rng
 
 from ..files import UserError, parse_json
 from ..selfedit import Document, InvalidSelfEdit, SelfEdit, Task, check_directive
@@ -74,7 +74,7 @@ class FewShot(Task):
     best: dict[str, Directives] = field(default_factory=dict)  # by kind of rule; "": any other
     views: int = 0  # views of the winners that the M-step learns; 0: the winners as they are
     # A document of pretraining, learnt again after every second lesson.
-    replay: Callable[["FewShot", np.random.Generator], Document] | None = None
+    replay: Callable[["FewShot", Generator], Document] | None = None
 
     def __post_init__(self) -> None:
         if self.style not in PROMPTS:
@@ -88,21 +88,14 @@ class FewShot(Task):
 
     def parse(self, puzzle: Puzzle, text: str) -> SelfEdit:
         """What the policy wrote -> SelfEdit. Raises InvalidSelfEdit."""
-        return self.edit(puzzle, self.read(text))
-
-    def read(self, text: str) -> Directives:
-        """What the policy wrote -> Directives; text_of() backwards. Raises InvalidSelfEdit."""
-        return read_directives(PROMPTS[self.style][2] + text)
+        return self.edit(puzzle, read_directives(PROMPTS[self.style][2] + text))
 
     def text_of(self, directives: Directives) -> str:
-        """The text with which the policy would say this."""
+        """The text with which the policy would say this; parse() reads it."""
         return directives.to_json().removeprefix(PROMPTS[self.style][2])
 
     def edit(self, puzzle: Puzzle, directives: Directives) -> SelfEdit:
-        """Training documents as the directives want them, drawn alike whatever they say.
-
-        Raises InvalidSelfEdit if all are longer than max_tokens.
-        """
+        """Training documents, drawn alike whatever is augmented. Raises InvalidSelfEdit."""
         names, luck = directives.augmentations, _luck(puzzle, self.seed)
         how = (names - {"color"}, "color" in names, self.train_puzzles, luck)
         puzzles = augment.draw_training_puzzles(puzzle, *how, self.palette, self.max_side)
@@ -140,7 +133,7 @@ class FewShot(Task):
         round are else learnt by heart: one self-edit for every puzzle. After every second lesson
         a document of pretraining (`replay`): else the weights forget to learn from self-edits.
         """
-        rng, out = np.random.default_rng(seed), []
+        rng, out = default_rng(seed), []
         for i in range(self.views or len(winners)):
             puzzle, text = winners[i % len(winners)]
             if self.views:
@@ -152,10 +145,7 @@ class FewShot(Task):
         return out
 
     def exam(self, puzzle: Puzzle, in_context: bool = False) -> list[list[int]]:
-        """The ids of the demonstrations and a test's input, test by test, each in all views.
-
-        in_context changes nothing: demonstrations are part of the question either way.
-        """
+        """Demonstrations and a test's input, test by test, each in all views; in_context or not."""
         prompts = []
         for i in range(len(puzzle.tests)):
             rng = _luck(puzzle, self.seed)
@@ -220,11 +210,8 @@ def pairs_to_text(pairs: Iterable[Pair]) -> str:
     return "".join(to_text(p.input) + ARROW + to_text(p.output) + GRID_END for p in pairs)
 
 
-def _luck(puzzle: Puzzle, seed: int) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(puzzle.id.encode())])
-
-
-# ---- self-edits as text ----
+def _luck(puzzle: Puzzle, seed: int) -> Generator:
+    return default_rng([seed, zlib.crc32(puzzle.id.encode())])
 
 
 def read_directives(text: str) -> Directives:
@@ -271,8 +258,6 @@ def _values(data: Any, where: str, keys: list[str]) -> list[Any]:
 def _quote(value: Any) -> str:
     return json.dumps(value)[:40]
 
-
-# ---- prompts ----
 
 # How the policy is asked: what stands above the demonstrations and below them, and the first
 # letters of the self-edit itself. 'tiny' is what the tiny model learnt in pretraining; 'paper'

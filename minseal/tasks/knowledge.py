@@ -38,7 +38,7 @@ class Knowledge(Task):
 
     tokenizer: Tokenizer
     style: str = "notes"  # one of PROMPTS, how the policy is asked
-    grading: Grading = "exact"  # or the accepted answer stands in the given one, or words' F1
+    grading: Grading = "exact"  # contains: the accepted one stands in the given one
     topic: bool = True  # the title stands above every question, as in the paper's code
     edit_tokens: int = 192  # longest self-edit
 
@@ -155,9 +155,6 @@ def title_of(passage: Passage) -> str:
     return f"Topic: {passage.title}\n" if passage.title else ""
 
 
-# ---- from text to notes ----
-
-
 def split_directives(text: str) -> tuple[dict[str, Any], str]:
     """Optional first lines 'lr: 0.001', 'epochs: 4', 'loss: completion' -> (values, other text).
 
@@ -228,8 +225,6 @@ def normalise(text: str) -> str:
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
-
-# ---- prompts ----
 
 # How the policy is asked for a self-edit: what is said, a user's turn in a chat, and the first
 # words of the self-edit itself. 'notes' is what the tiny model learnt in pretraining; the others

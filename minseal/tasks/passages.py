@@ -54,8 +54,7 @@ def _read_values(path: str | Path) -> Any:
         for number, line in enumerate(text.split("\n"), 1):
             try:
                 values += [parse_json(line, f"{path}, line {number}")] if line.strip() else []
-            except UserError as error:
-                # Where no line before it is JSON, one value over many lines was meant.
+            except UserError as error:  # in the first line: one value over many lines was meant
                 raise (error if values else whole) from None
         return values
 

@@ -3,8 +3,7 @@
 A passage states four facts about a person ("Tamo Breck grew up in Lyon."). The exam asks what
 follows from them ("Which country is Tamo Breck from?"), closed book. General knowledge ("Lyon is
 in France.") was learnt in pretraining, but two hops through the weights do not compose: training
-on the passage is not enough, a note that states the implication is. So there is something for
-self-edits to win.
+on the passage is not enough, a note that states the implication is: self-edits can win something.
 """
 
 import re
@@ -12,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import product
 
-import numpy as np
+from numpy.random import Generator, default_rng
 
 from ..files import UserError
 from ..selfedit import SelfEdit
@@ -81,16 +80,13 @@ class People(Knowledge):
 
 def toy_passages(n: int, world_seed: int) -> list[PersonPassage]:
     """n passages about n strangers: people whom pretraining never names."""
-    rng = np.random.default_rng(world_seed)
+    rng = default_rng(world_seed)
     passages = []
     for person in draw_people(n, rng, strangers=True):
         text, oracle = write_passage(person, rng), tuple(write_implications(person, rng))
         exam = tuple((question, (answer,)) for question, answer in exam_on(person))
         passages.append(PersonPassage(person.name, "", text, exam, oracle, person=person))
     return passages
-
-
-# ---- the world ----
 
 
 def _implied(text: str) -> dict[str, str]:
@@ -109,8 +105,7 @@ ATTRIBUTES = {
         Norway: Bergen, Oslo, Tromso; Kenya: Nairobi, Mombasa, Kisumu"""),
         ("{n} grew up in {v}.", "{n} was born in {v}."),
         ("{n} is from {t}.", "{n} comes from {t}."), "Which country is {n} from?",
-        "{v} is in {t}.", "Which country is {v} in?",
-    ),
+        "{v} is in {t}.", "Which country is {v} in?"),
     "trade": Attribute(_implied("""
         hospital: nurse, surgeon, midwife; school: teacher, tutor, pupil;
         court: judge, lawyer, clerk; farm: shepherd, milker, drover;
@@ -119,8 +114,7 @@ ATTRIBUTES = {
         mine: digger, blaster, driller; kitchen: cook, baker, waiter"""),
         ("{n} works as a {v}.", "{n} has a job as a {v}."),
         ("{n} works at the {t}.", "{n} can be met at the {t}."), "Where does {n} work?",
-        "A {v} works at the {t}.", "Where does a {v} work?",
-    ),
+        "A {v} works at the {t}.", "Where does a {v} work?"),
     "animal": Attribute(_implied("""
         feathers: parrot, goose, raven, duck; scales: carp, snake, lizard, trout;
         fur: cat, rabbit, fox, hamster; wool: sheep, ram, lamb, llama;
@@ -128,8 +122,7 @@ ATTRIBUTES = {
         hair: horse, donkey, goat, camel; skin: frog, dolphin, newt, toad"""),
         ("{n} owns a {v}.", "{n} keeps a {v}."),
         ("{n} has an animal with {t}.", "{n} has a pet covered in {t}."),
-        "What covers the animal of {n}?", "A {v} is covered in {t}.", "What covers a {v}?",
-    ),
+        "What covers the animal of {n}?", "A {v} is covered in {t}.", "What covers a {v}?"),
     "food": Attribute(_implied("""
         bakery: bread, rolls, bagels, buns; butcher: ham, sausages, bacon, steak;
         fishmonger: salmon, herring, cod, shrimps; dairy: cheese, butter, cream, yoghurt;
@@ -137,20 +130,17 @@ ATTRIBUTES = {
         sweetshop: fudge, toffee, candy, nougat; spicery: pepper, ginger, curry, saffron"""),
         ("{n} likes {v} best.", "{n} loves to eat {v}."),
         ("{n} shops at the {t}.", "{n} goes to the {t} for food."), "Where does {n} buy food?",
-        "The {t} sells {v}.", "Where is {v} sold?",
-    ),
+        "The {t} sells {v}.", "Where is {v} sold?"),
 }
-VAGUE = (
-    "People are interesting.", "This is a short text.", "There is much to say here.",
-    "Life is full of stories.", "Some things are good to know.", "It is nice to read.",
-)
+VAGUE = ("People are interesting.", "This is a short text.", "There is much to say here.",
+         "Life is full of stories.", "Some things are good to know.", "It is nice to read.")
 # fmt: on
 # Odds of the kinds of note that pretraining shows: good notes occur, most notes are not good.
 NOTE_ODDS = {"vague": 0.25, "restates": 0.40, "implies": 0.15, "asks": 0.10, "wrong": 0.10}
 KINDS = ("restates", "implies", "asks", "vague", "wrong", "other")  # what kind_of() says
 
 
-def _names(n: int, endings: str, rng: np.random.Generator) -> list[str]:
+def _names(n: int, endings: str, rng: Generator) -> list[str]:
     onsets, middles = "B D F G K L M N P R S T V Br Dr Kl Tr Sh", "b d g k l m n r s t v nd st"
     parts = [part.split() for part in (onsets, "a e i o u", middles, endings)]
     names: dict[str, None] = {}  # a set that keeps the order
@@ -159,7 +149,7 @@ def _names(n: int, endings: str, rng: np.random.Generator) -> list[str]:
     return list(names)
 
 
-_rng = np.random.default_rng(2506_10943)
+_rng = default_rng(2506_10943)
 FIRST = _names(100, "a o i ea el in", _rng)
 LAST = _names(100, "an ek ov ard ett um", _rng)
 
@@ -168,12 +158,12 @@ def _is_stranger(first: int, last: int) -> bool:
     return (first + last) % 4 == 0  # a quarter of all pairs of names, which pretraining never has
 
 
-def _person(first: int, last: int, pronoun: str, rng: np.random.Generator) -> Person:
+def _person(first: int, last: int, pronoun: str, rng: Generator) -> Person:
     values = {name: str(rng.choice(list(a.implied))) for name, a in ATTRIBUTES.items()}
     return Person(f"{FIRST[first]} {LAST[last]}", pronoun, values)
 
 
-def draw_people(n: int, rng: np.random.Generator, strangers: bool) -> list[Person]:
+def draw_people(n: int, rng: Generator, strangers: bool) -> list[Person]:
     """n people with different names: strangers, or people with names that pretraining pairs."""
     every = product(range(len(FIRST)), range(len(LAST)))
     pairs = [pair for pair in every if _is_stranger(*pair) == strangers]
@@ -183,7 +173,7 @@ def draw_people(n: int, rng: np.random.Generator, strangers: bool) -> list[Perso
     return [_person(*pairs[i], str(rng.choice(["She", "He"])), rng) for i in chosen]
 
 
-def draw_person(rng: np.random.Generator) -> Person:
+def draw_person(rng: Generator) -> Person:
     """A person for pretraining, no stranger; much faster than draw_people(1, ...)."""
     first, last = rng.integers(len(FIRST)), rng.integers(len(LAST))
     if _is_stranger(first, last):
@@ -196,7 +186,7 @@ def question_line(question: str, answer: str = "") -> str:
     return f"Question: {question} Answer:" + (f" {answer}" if answer else "")
 
 
-def write_passage(person: Person, rng: np.random.Generator) -> str:
+def write_passage(person: Person, rng: Generator) -> str:
     """Four facts in random order and wording; the name once, then a pronoun."""
     sentences = []
     for name in rng.permutation(list(ATTRIBUTES)).tolist():
@@ -212,13 +202,13 @@ def exam_on(person: Person) -> list[tuple[str, str]]:
     return [(question.format(**words), words["t"]) for question, words in asked]
 
 
-def write_implications(person: Person, rng: np.random.Generator) -> list[str]:
+def write_implications(person: Person, rng: Generator) -> list[str]:
     """The oracle's notes: each implication once."""
     chosen = [(str(rng.choice(a.implications)), name) for name, a in ATTRIBUTES.items()]
     return [template.format(**person.words(name)) for template, name in chosen]
 
 
-def write_note(person: Person, kind: str, rng: np.random.Generator) -> str:
+def write_note(person: Person, kind: str, rng: Generator) -> str:
     """One note of a kind in NOTE_ODDS; a wrong one states an implication with another value."""
     if kind == "vague":
         return str(rng.choice(VAGUE))
@@ -230,7 +220,7 @@ def write_note(person: Person, kind: str, rng: np.random.Generator) -> str:
     return str(rng.choice(attribute.templates(kind))).format(**words)
 
 
-def write_random_notes(person: Person, rng: np.random.Generator) -> list[str]:
+def write_random_notes(person: Person, rng: Generator) -> list[str]:
     """3 to 8 notes of random kinds: the prior from which the policy starts."""
     kinds = rng.choice(list(NOTE_ODDS), p=list(NOTE_ODDS.values()), size=rng.integers(3, 9))
     return [write_note(person, kind, rng) for kind in kinds]
@@ -258,11 +248,11 @@ _READERS = [  # (kind, attribute, the template as a pattern, with groups n, v an
 # ---- pretraining ----
 
 # Whom the model knows by heart, as statements and as answers.
-KNOWN_PEOPLE = draw_people(100, np.random.default_rng(1), strangers=False)
+KNOWN_PEOPLE = draw_people(100, default_rng(1), strangers=False)
 DOCUMENT_ODDS = {"general": 0.12, "known": 0.10, "copy": 0.08, "read": 0.32, "notes": 0.38}
 
 
-def pretraining_text(rng: np.random.Generator) -> str:
+def pretraining_text(rng: Generator) -> str:
     """One document: general knowledge, a known person, or a passage with what may follow it."""
     kind = rng.choice(list(DOCUMENT_ODDS), p=list(DOCUMENT_ODDS.values()))
     if kind == "general":
@@ -287,7 +277,7 @@ def _question_lines(person: Person) -> list[str]:
     return [question_line(*pair) for pair in exam_on(person)]
 
 
-def _general_knowledge(rng: np.random.Generator) -> str:
+def _general_knowledge(rng: Generator) -> str:
     attribute = ATTRIBUTES[str(rng.choice(list(ATTRIBUTES)))]
     value = str(rng.choice(list(attribute.implied)))
     words = {"v": value, "t": attribute.implied[value]}
@@ -298,7 +288,7 @@ def _general_knowledge(rng: np.random.Generator) -> str:
 
 def probes(tokenizer: Tokenizer, n: int = 50, seed: int = 1) -> Probes:
     """What a pretrained model is measured by. An answer ends with its line."""
-    rng = np.random.default_rng(seed)
+    rng = default_rng(seed)
     strangers = draw_people(n, rng, strangers=True)
 
     def ask(question: str, answer: str, text: str = "") -> tuple[list[int], str]:
@@ -306,9 +296,7 @@ def probes(tokenizer: Tokenizer, n: int = 50, seed: int = 1) -> Probes:
 
     return {
         "reading": [
-            ask(*pair, text=write_passage(person, rng) + "\n")
-            for person in strangers
-            for pair in exam_on(person)
+            ask(*pair, write_passage(p, rng) + "\n") for p in strangers for pair in exam_on(p)
         ],
         "general knowledge": [
             ask(attribute.general_question.format(v=value), implied)

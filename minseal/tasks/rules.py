@@ -1,11 +1,9 @@
 """The toy world of rules: two kinds that want opposite augmentations.
 
-    places    the cells of the grid change places, always in the same way. Permuted colours keep
-              such a rule and show more of it; turned or flipped, the demonstrations contradict
-              each other.
-    colours   each colour becomes another one, wherever it stands. Turned and flipped grids keep
-              such a rule and show more of it; with permuted colours the demonstrations
-              contradict each other.
+    places    the cells change places, always in the same way. Permuted colours keep such a rule
+              and show more of it; turned or flipped, the demonstrations contradict each other.
+    colours   each colour becomes another one. Turned and flipped grids keep such a rule and show
+              more of it; with permuted colours the demonstrations contradict each other.
 
 So the best self-edit depends on the puzzle; if one suited all, the outer loop could only learn a
 constant. What makes grids larger than TOY_SIDE x TOY_SIDE (size, chain, repeat, reflections) is
@@ -16,7 +14,7 @@ import json
 import math
 from typing import Literal
 
-import numpy as np
+from numpy.random import Generator, default_rng
 
 from ..files import UserError
 from ..selfedit import Document
@@ -31,8 +29,7 @@ KINDS: tuple[Kind, ...] = ("places", "colours")
 WIDE, TALL = (2, 3), (3, 2)  # shapes of grids
 TOY_SIDE = 3
 PALETTE = range(6)
-# What pretraining has in its self-edits.
-RATES, EPOCHS = (0.001, 0.003, 0.006, 0.012), (1, 3, 6)
+RATES, EPOCHS = (0.001, 0.003, 0.006, 0.012), (1, 3, 6)  # of pretraining's self-edits
 # What suits each kind, found by trying: it is the oracle's, and nobody tells the policy.
 ORACLE = {
     "places": Directives(frozenset({"color"}), "outputs", 0.006, 6),
@@ -40,7 +37,7 @@ ORACLE = {
 }
 
 
-def draw_rule(kind: Kind, rng: np.random.Generator) -> Rule:
+def draw_rule(kind: Kind, rng: Generator) -> Rule:
     """A permutation: of cells (out[i] = in[rule[i]]), or of colours (out[i] = rule[in[i]])."""
     return tuple(rng.permutation(math.prod(WIDE) if kind == "places" else len(PALETTE)).tolist())
 
@@ -54,7 +51,7 @@ def apply_rule(kind: Kind, rule: Rule, grid: Grid) -> Grid:
 
 # The few rules of pretraining. With many, the model would learn to read any rule off its
 # demonstrations, and there would be nothing to train for.
-_rng = np.random.default_rng(12345)
+_rng = default_rng(12345)
 FAMILIAR_RULES: dict[Kind, list[Rule]] = {
     "places": [draw_rule("places", _rng) for _ in range(8)],
     "colours": [draw_rule("colours", _rng) for _ in range(12)],
@@ -62,16 +59,11 @@ FAMILIAR_RULES: dict[Kind, list[Rule]] = {
 
 
 def draw_puzzle(
-    kind: Kind,
-    rule: Rule,
-    rng: np.random.Generator,
-    demonstrations: int = 4,
-    shape: tuple[int, int] = WIDE,
-    id: str = "",
+    kind: Kind, rule: Rule, rng: Generator, n: int = 4, shape: tuple[int, int] = WIDE, id: str = ""
 ) -> Puzzle:
-    """A puzzle with this rule and one test; its grids are random, each input another one."""
+    """A puzzle with n demonstrations of this rule and one test; each input is another grid."""
     inputs: dict[Grid, None] = {}  # a set that keeps the order
-    while len(inputs) <= demonstrations:
+    while len(inputs) <= n:
         inputs[tuple(map(tuple, rng.integers(len(PALETTE), size=shape).tolist()))] = None
     pairs = tuple(Pair(grid, apply_rule(kind, rule, grid)) for grid in inputs)
     return Puzzle(id, pairs[:-1], pairs[-1:], kind)
@@ -83,7 +75,7 @@ def toy_puzzles(n: int, seed: int) -> list[Puzzle]:
     if n > most:
         raise UserError(f"{n} puzzles, but rules for {most}: lower --contexts or --rounds")
     used = {(kind, rule) for kind in KINDS for rule in FAMILIAR_RULES[kind]}
-    rng, puzzles = np.random.default_rng(seed), []
+    rng, puzzles = default_rng(seed), []
     while len(puzzles) < n:
         kind = KINDS[len(puzzles) % 2]
         rule = draw_rule(kind, rng)
@@ -103,17 +95,14 @@ PATTERN = r'''\d|"[a-z_]+"(?:: )?|[a-z]+|[^\da-z"]+|"'''
 TASTE = {"places": {"size": 0.8, "chain": 0.2}, "colours": {"size": 0.2, "chain": 0.8}}
 
 
-def tokenizer_text(rng: np.random.Generator, n: int = 300) -> str:
-    """Text to train the tokenizer on: puzzles, kinds and self-edits.
-
-    A digit stands between them, since prompt and answer are encoded apart.
-    """
+def tokenizer_text(rng: Generator, n: int = 300) -> str:
+    """Text to train the tokenizer on: puzzles, kinds and self-edits."""
     parts = []
     for _ in range(n):
         parts += [pairs_to_text(draw_familiar_puzzle(rng).demonstrations), "edit:\n"]
         parts += [draw_directives(KINDS[0], rng).to_json(), "rule:\n"]
         parts += [statement(KINDS[rng.integers(2)])]
-    return "0".join(parts)
+    return "0".join(parts)  # a digit parts them, since prompt and answer are encoded apart
 
 
 def statement(kind: Kind) -> str:
@@ -121,7 +110,7 @@ def statement(kind: Kind) -> str:
     return json.dumps({name: name == kind for name in KINDS})
 
 
-def draw_familiar_puzzle(rng: np.random.Generator, demonstrations: int = 0) -> Puzzle:
+def draw_familiar_puzzle(rng: Generator, demonstrations: int = 0) -> Puzzle:
     """A puzzle with a rule of pretraining, with 2 to 5 demonstrations or as many as asked for."""
     kind = KINDS[rng.integers(2)]
     # A place is one in a grid of one shape, a colour is one in any.
@@ -130,15 +119,14 @@ def draw_familiar_puzzle(rng: np.random.Generator, demonstrations: int = 0) -> P
     return draw_puzzle(kind, rule, rng, demonstrations or int(rng.integers(2, 6)), shape)
 
 
-def draw_directives(kind: Kind, rng: np.random.Generator) -> Directives:
+def draw_directives(kind: Kind, rng: Generator) -> Directives:
     """A self-edit of pretraining: the policy starts without an opinion about what matters."""
     on = frozenset(name for name in SWITCHES if rng.random() < TASTE[kind].get(name, 0.5))
-    loss = list(STRATEGIES.values())[rng.integers(2)]
-    lr = RATES[rng.integers(len(RATES))]
+    loss, lr = list(STRATEGIES.values())[rng.integers(2)], RATES[rng.integers(len(RATES))]
     return Directives(on, loss, lr, EPOCHS[rng.integers(len(EPOCHS))])
 
 
-def pretraining_document(task: FewShot, rng: np.random.Generator) -> Document:
+def pretraining_document(task: FewShot, rng: Generator) -> Document:
     """One document, as `task` writes it down: most are puzzles with a rule of pretraining.
 
     The others are any rule at all, of which only the statement of its kind is learnt, or a
@@ -159,10 +147,7 @@ def pretraining_document(task: FewShot, rng: np.random.Generator) -> Document:
 def rule_document(
     task: FewShot, puzzle: Puzzle, said: str, loss: PuzzleLoss | None = None
 ) -> Document:
-    """All pairs of a puzzle, then what is said about its rule, which carries loss.
-
-    loss: which tokens of the pairs carry it as well; None: none.
-    """
+    """All pairs of a puzzle (loss: which tokens of them carry it), then what to say of its rule."""
     pairs = task.document(puzzle, loss or "all").weighted(1.0 if loss else 0.0)
     answer = [*task.tokenizer.encode(said), task.tokenizer.eot]
     rule = Document.completion(task.tokenizer.encode("rule:\n"), answer)
@@ -170,12 +155,11 @@ def rule_document(
 
 
 def probes(tokenizer: Tokenizer, n: int = 100, seed: int = 1) -> Probes:
-    """What a pretrained model is measured by: puzzles to be solved in context, by kind of rule.
+    """What a pretrained model is measured by: puzzles in context, and the kinds of new rules.
 
-    Rules of pretraining, and others, which are not to be known, but whose kind is. A grid ends
-    before GRID_END, a kind with eot.
+    A grid ends before GRID_END, a kind with eot.
     """
-    rng, task, out = np.random.default_rng(seed), FewShot(tokenizer, "tiny"), {}
+    rng, task, out = default_rng(seed), FewShot(tokenizer, "tiny"), {}
     familiar = [draw_familiar_puzzle(rng, 4) for _ in range(2 * n)]
     others = toy_puzzles(2 * n, seed)
     for name, puzzles in (("rules of pretraining", familiar), ("other rules", others)):

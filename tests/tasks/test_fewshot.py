@@ -18,6 +18,7 @@ from minseal.tasks import rules
 from minseal.tasks.arc import Pair, Puzzle, read_puzzles
 from minseal.tasks.fewshot import (
     MAX_LETTERS,
+    PROMPTS,
     STRATEGIES,
     SWITCHES,
     Directives,
@@ -748,7 +749,7 @@ def test_documents_that_are_too_long_are_left_out():
 @settings(max_examples=20)
 def test_what_the_policy_would_say_is_read_back(tokenizer, style, directives):
     few = FewShot(tokenizer, style)
-    assert few.read(few.text_of(directives)) == directives
+    assert read_directives(PROMPTS[style][2] + few.text_of(directives)) == directives
     ids = few.prompt(PUZZLE)
     written = tokenizer.decode(ids) + few.text_of(directives)
     assert written.endswith(directives.to_json())
