@@ -7,13 +7,10 @@ The names below come from the rooms that define them, when they are first used.
 """
 
 import importlib
-import sys
-from types import ModuleType
 
 _ROOM_OF = {
     "model": ("GPT", "GPTConfig"),
     "lora": ("Adapters", "LoRAConfig", "attach", "merge_state"),
-    "sample": ("sample",),
     "selfedit": ("Document", "InvalidSelfEdit", "SelfEdit", "Task"),
     "inner": ("InnerConfig", "adapt"),
     "rewards": ("Outcome", "exam", "likelihood"),
@@ -38,14 +35,3 @@ def __getattr__(name: str):
     value = getattr(importlib.import_module(f".{_ROOM_OF_NAME[name]}", __name__), name)
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    """Importing the room `sample` would put the room in the place of the function."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _ROOM_OF_NAME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

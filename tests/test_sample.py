@@ -1,16 +1,14 @@
 """Sampling against a slow loop without a cache, against transformers, and against brute force."""
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minseal import LoRAConfig, attach, sample
-from minseal.sample import choose
+from minseal import LoRAConfig, attach
+from minseal.sample import choose, sample
 
 PROMPTS = [[5, 9, 3], [1], [7, 7, 2, 30, 11, 40, 8], [22, 4]]
 CONFIG = LoRAConfig(rank=4, alpha=8.0)
@@ -330,9 +328,3 @@ def test_top_p_of_a_large_vocabulary_equals_sorting_all_of_it(spread):
 
 
 # ---- the name ----
-
-
-def test_minseal_sample_is_the_function_also_after_its_room_was_imported():
-    """Importing minseal.sample puts the room into the package, where the function has its name."""
-    code = "import minseal.rewards; from minseal import sample; assert callable(sample), sample"
-    subprocess.run([sys.executable, "-c", code], check=True)
