@@ -165,13 +165,13 @@ def from_hugging_face(about: dict[str, Any], where: object) -> tuple[Family, GPT
     if kind not in FAMILIES:
         raise UserError(f"{where}: model_type is {kind!r:.60}; expected {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
-    plain = {"quantization_config": None, "partial_rotary_factor": 1}
-    for key, value in (family.expected | plain).items():
-        if about.get(key, value) != value:
-            raise UserError(f"{where}: {key} is {about[key]!r:.60}; expected {value!r}")
-    about = {"tie_word_embeddings": kind == "gpt2"} | about  # transformers' own default
     rope = about.get("rope_scaling") or about.get("rope_parameters") or {}  # older: it counts
+    plain = {"quantization_config": None, "partial_rotary_factor": 1}
     try:
+        for key, value in (family.expected | plain).items():
+            if (there := about.get(key, rope.get(key, value))) != value:
+                raise UserError(f"{where}: {key} is {there!r:.60}; expected {value!r}")
+        about = {"tie_word_embeddings": kind == "gpt2"} | about  # transformers' own default
         scaling = rope.get("rope_type", rope.get("type", "default"))
         if scaling not in ("default", "llama3"):
             raise UserError(f"{where}: rope scaling is {scaling!r:.60}; expected llama3's or none")

@@ -26,7 +26,10 @@ def read_shards(folder: Path) -> dict[str, Stored]:
         raise UserError(f"{folder} has no {single.name} ({how})")
     tensors: dict[str, Stored] = {}
     for file in files:
-        tensors |= read_safetensors(file)
+        shard = read_safetensors(file)
+        if twice := sorted(tensors.keys() & shard.keys()):
+            raise UserError(f"{file} holds {twice[0]!r}, which another shard has")
+        tensors |= shard
     return tensors
 
 

@@ -114,6 +114,7 @@ ROPE = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embe
         ({"rope_parameters": [1]}, "rope_parameters"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": "x", **ROPE}}, "config.json"),
         ({"partial_rotary_factor": 0.5}, "0.5"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "0.5"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"vocab_size": -3}, "vocab_size is -3"),
         ({"vocab_size": 0}, "vocab_size"),
@@ -127,7 +128,7 @@ ROPE = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embe
         ({"num_hidden_layers": 10**9}, "1000000000 blocks"),
         ({"num_attention_heads": None}, "has no num_attention_heads"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
-        ({"num_key_value_heads": 3}, "key-value heads"),
+        ({"num_key_value_heads": 3}, "n_kv_head"),
         ({"head_dim": 7}, "head_dim"),
         ({"max_position_embeddings": 2**30}, "max_position_embeddings"),
         ({"max_position_embeddings": -1}, "max_position_embeddings"),
@@ -218,6 +219,8 @@ def test_a_shard_that_is_not_there_and_one_too_many(tmp_path):
     load(tmp_path)
     safetensors.torch.save_file({"another": torch.zeros(2)}, tmp_path / "model-9.safetensors")
     assert "'another'" in refused(tmp_path)
+    (tmp_path / "model-9.safetensors").write_bytes(shard.read_bytes())
+    assert "another shard has" in refused(tmp_path)
 
 
 def test_no_folder_and_a_file_in_its_place(tmp_path):
