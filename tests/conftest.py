@@ -2,6 +2,7 @@
 
 import copy
 import math
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ from minseal.tasks.people import pretraining_text
 from minseal.tokenizer import train_ranks
 
 # For matrices this small a second thread only waits, 30 times longer if its core is taken.
+# Started in the background by a shell, Ctrl-C is ignored, and so it would be in what tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 settings.register_profile("minseal", deadline=None)  # a busy machine is no failure
 settings.load_profile("minseal")
