@@ -107,8 +107,7 @@ def outer_loop(
     for r in range(1, config.rounds + 1):
         batch = [contexts[i % len(contexts)] for i in range((r - 1) * n, r * n)]
         tried: Tried = []
-        # E-step
-        for i in range(0, n, size):
+        for i in range(0, n, size):  # E-step
             part = batch[i : i + size]
 
             def explore() -> list[Trial]:
@@ -122,9 +121,8 @@ def outer_loop(
 
             trials = step(f"{r} contexts {i + 1}-{i + len(part)}", explore)
             tried += [(c, trials[j * k : (j + 1) * k]) for j, c in enumerate(part)]
-        # M-step
         state = step(f"{r} M-step", lambda: improve(policy, task, tried, mix_seed(seed, r)))
-        merge_state(policy, state)
+        merge_state(policy, state)  # M-step
         history.append(tried)
         on_round(r, tried)
     return history

@@ -67,3 +67,22 @@ def test_the_readme_is_short_and_narrow():
         if len(line) > 100 and not line.startswith(("|", "    ", "![", "[!["))
     ]
     assert not wide
+
+
+def test_the_tree_names_every_file_once_with_its_length():
+    """Lengths are within a tenth (and three lines): a tree that lies sends readers astray."""
+    (tree,) = [code for language, code in BLOCKS if language == "text" and "model.py" in code]
+    folder, lengths = "", {}
+    for line in tree.splitlines():
+        if found := re.match(r"  (\w+)/ ", line):
+            folder = f"{found[1]}/"
+        elif found := re.match(r"( +)(\w+\.py) +(\d+) ", line):
+            name = (folder if len(found[1]) > 2 else "") + found[2]
+            assert name not in lengths
+            lengths[name] = int(found[3])
+    package = ROOT / "minseal"
+    files = {p.relative_to(package).as_posix(): p for p in package.rglob("[!_]*.py")}
+    assert lengths.keys() == files.keys()
+    for name, path in files.items():
+        n = len(path.read_text(encoding="utf-8").splitlines())
+        assert abs(n - lengths[name]) <= 3 + n / 10, (name, n, lengths[name])
