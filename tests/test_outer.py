@@ -22,11 +22,11 @@ from minseal import (
     adapt,
     outer,
     outer_loop,
-    sample,
     toy_passages,
     try_out,
 )
 from minseal.files import UserError
+from minseal.sample import sample
 from minseal.tasks.knowledge import split_lines
 
 INNER = InnerConfig(lr=3e-3, epochs=2, rank=2, alpha=4.0)

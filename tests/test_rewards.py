@@ -20,11 +20,11 @@ from minseal import (
     likelihood,
     merge_state,
     outer_loop,
-    sample,
     toy_passages,
     try_out,
 )
 from minseal.inner import losses
+from minseal.sample import sample
 
 INNER = InnerConfig(lr=3e-3, epochs=2, rank=2, alpha=4.0)
 LONGER = InnerConfig(epochs=6, rank=4, alpha=8.0)
