@@ -1,10 +1,10 @@
 """Settings: frozen dataclasses whose types and comments become options and --help.
 
     @dataclass(frozen=True)
-    class ContinualConfig(Settings):
-        stages: int = 5  # passages, one after another
+    class LongerConfig(Settings):
+        most: int = 64  # epochs of the longest arm
 
-gives `--stages N`, with the comment as its help. A dataclass inside another one gives
+gives `--most N`, with the comment as its help. A dataclass inside another one gives
 `--outer.rounds`, and `--rounds` too while no other field is called so.
 """
 

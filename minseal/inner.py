@@ -193,7 +193,7 @@ class Adam:
 def losses(model: GPT, rows: list[Rows]) -> Tensor:
     """rows[k]: the packed rows of adapter k. Returns (K,): each one's loss.
 
-    That is the weighted sum of the losses over its tokens that carry loss, by their number.
+    That is the weighted sum over its tokens that carry loss, divided by how many they are.
     """
     device = model.wte.weight.device
     ids, docs, targets, weights = (x.to(device) for x in to_tensors(rows))  # each (K b, T)

@@ -35,7 +35,7 @@ def footprint(model: GPT, edit: SelfEdit, config: InnerConfig) -> float:
     widths = 2 * (heads + c.n_embd) + 2 * (kv + c.n_embd) + 3 * (c.mlp_dim + c.n_embd)
     # float32: A and B, their gradients, two moments of Adam, two copies while adapters leave.
     lora = c.n_layer * widths * config.rank * 4 * 6
-    steps = Course.of(edit, replace(config, epochs=1), 0).steps
+    steps = Course.of(replace(edit, epochs=1), config, 0).steps
     tokens = max(sum(len(d.ids) for row in rows for d in row) for rows in steps)
     # What a block keeps for the backward pass, numbers a token (counted).
     embd = 4 * c.n_embd

@@ -32,8 +32,8 @@ class Trial:
     context: str  # its id
     reward: float = 0.0
     text: str | None = None  # as the policy wrote it; None: nobody wrote it
-    seed: int | None = None  # of the adapter's first weights; None: nothing was trained
-    seconds: float = 0.0
+    seed: int | None = None  # of the adapter's first weights
+    seconds: float = 0.0  # its share of training and exam
     answers: list[str] = field(default_factory=list)
     grades: list[float] = field(default_factory=list)
     invalid: str | None = None  # why it is no self-edit, or why training failed: then reward is 0
@@ -42,8 +42,8 @@ class Trial:
 
 Tried = list[tuple[Any, list[Trial]]]  # each context of a round, with the trials of its self-edits
 Edit = str | SelfEdit | Callable[[Any], SelfEdit]
-Step = Callable[[str, Callable[[], Any]], Any]
-# An M-step: (policy, task, what was tried, seed) -> a LoRA state, to be merged into the policy.
+Once = Callable[[str, Callable[[], Any]], Any]
+# An M-step: (policy, task, what was tried, seed) -> an Adapters.state() to be merged, or {}.
 Improve = Callable[[GPT, Task, Tried, int], dict[str, Tensor]]
 
 
@@ -89,7 +89,7 @@ def outer_loop(
     reward: Reward | None = None,
     improve: Improve | None = None,
     seed: int = 0,
-    step: Step = lambda name, compute: compute(),
+    step: Once = lambda name, compute: compute(),
     on_round: Callable[[int, Tried], None] = lambda r, tried: None,
 ) -> list[Tried]:
     """Teach `policy` (changed in place) to write better self-edits; returns what each round tried.
@@ -101,28 +101,26 @@ def outer_loop(
     """
     student, reward = student or policy, reward or REWARDS[config.reward]
     improve = improve or ReSTEM(config.select, config.m_step)
-    n, k, history = min(config.contexts, len(contexts)), config.samples, []
-    how = dict(temperature=config.temperature, top_p=config.top_p)
+    n, k = min(config.contexts, len(contexts)), config.samples
     size = max(1, 4 * config.at_once // k)  # contexts in a step: a kill loses no more
+
+    def e_step(part: list[Any], luck: int) -> list[Trial]:
+        prompts = [task.prompt(context) for context in part]
+        how = dict(temperature=config.temperature, top_p=config.top_p, seed=luck)
+        texts = sample(policy, task.tokenizer, prompts, k, task.edit_tokens, **how)
+        pairs = [(context, text) for context, written in zip(part, texts) for text in written]
+        return try_out(student, task, pairs, inner, reward, seed, config.at_once, config.memory)
+
+    history = []
     for r in range(1, config.rounds + 1):
         batch = [contexts[i % len(contexts)] for i in range((r - 1) * n, r * n)]
         tried: Tried = []
-        for i in range(0, n, size):  # E-step
-            part = batch[i : i + size]
-
-            def explore() -> list[Trial]:
-                prompts, luck = [task.prompt(c) for c in part], mix_seed(seed, r, i)
-                texts = sample(
-                    policy, task.tokenizer, prompts, k, task.edit_tokens, seed=luck, **how
-                )
-                pairs = [(c, text) for c, written in zip(part, texts) for text in written]
-                limits = config.at_once, config.memory
-                return try_out(student, task, pairs, inner, reward, seed, *limits)
-
-            trials = step(f"{r} contexts {i + 1}-{i + len(part)}", explore)
+        for i in range(0, n, size):
+            part, luck = batch[i : i + size], mix_seed(seed, r, i)
+            trials = step(f"{r} contexts {i + 1}-{i + len(part)}", lambda: e_step(part, luck))
             tried += [(c, trials[j * k : (j + 1) * k]) for j, c in enumerate(part)]
         state = step(f"{r} M-step", lambda: improve(policy, task, tried, mix_seed(seed, r)))
-        merge_state(policy, state)  # M-step
+        merge_state(policy, state)
         history.append(tried)
         on_round(r, tried)
     return history
@@ -155,14 +153,16 @@ def try_out(
         try:
             if not isinstance(edit, SelfEdit):
                 edit = edit(context) if text is None else task.parse(context, text)
+            longest = max((len(d.ids) for d in edit.documents), default=0)
+            if not 0 < longest <= student.config.block_size:
+                raise InvalidSelfEdit(f"its longest document has {longest} tokens")
             trial.chose = edit.chose
             valid.append((trial, context, edit))
         except InvalidSelfEdit as e:
             trial.invalid = str(e)
-    # Like lengths together: less padding.
-    valid.sort(key=lambda v: sum(len(d.ids) for d in v[2].documents))
+    valid.sort(key=lambda v: v[2].length())  # like lengths together: less padding
     groups = side_by_side(student, [edit for *_, edit in valid], inner, at_once, memory)
-    for group in tqdm(groups, desc="adapting", leave=False, disable=None, delay=2):
+    for group in tqdm(groups, "adapting", leave=False, disable=None, delay=2):
         start = time.time()
         members, contexts, edits = zip(*(valid[i] for i in group))
         with adapt(student, list(edits), inner, seed) as adapters:

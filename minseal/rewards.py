@@ -2,8 +2,8 @@
 
     reward(student, task, contexts, adapters) -> an Outcome for each context
 
-adapters[k] was trained on a self-edit of contexts[k] and is attached to the student. None: the
-plain student.
+adapters[k] was trained on a self-edit of contexts[k]; they are attached to the student already, for
+rewards that look at them. None: the student has none.
 """
 
 from collections.abc import Callable
@@ -43,6 +43,8 @@ def exam(
 
     in_context: the context in front of each question, for the upper end of the ladder.
     """
+    if student.n_adapters not in (None, len(contexts)):
+        raise ValueError(f"{student.n_adapters} adapters cannot sit {len(contexts)} exams")
     exams = [task.exam(context, in_context) for context in contexts]
     most = max(len(questions) for questions in exams)
     # Adapters need equal groups of rows: a shorter exam is filled up with its last question.
@@ -74,7 +76,9 @@ def likelihood(
     Paper: the share of right answers. Here, if asked for, a finer reward: with five questions, of
     which a small model answers one, most self-edits of a context have the same share.
     """
-    loss = losses(student, [[[d] for d in task.answers(context)] for context in contexts])  # (K,)
+    loss = losses(
+        student, [[[d] for d in task.right_answers(context)] for context in contexts]
+    )  # (K,)
     return [Outcome(value) for value in torch.exp(-loss).tolist()]
 
 

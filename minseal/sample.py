@@ -78,7 +78,7 @@ def sample(
 
 
 def choose(logits: Tensor, dice: Tensor, temperature: float, top_p: float) -> Tensor:
-    """logits (B, V), dice (B,) uniform in [0, 1) -> tokens (B,), by the inverse distribution."""
+    """logits (B, V), dice (B,) in [0, 1) -> tokens (B,), by the cumulative distribution."""
     if temperature == 0:
         return logits.argmax(-1)  # (B,)
     probs = torch.softmax(logits.double() / temperature, -1)  # (B, V)

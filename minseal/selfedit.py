@@ -34,16 +34,16 @@ class Document:
 
 @dataclass(frozen=True)
 class SelfEdit:
-    """What the policy wrote, ready for the inner loop.
-
-    lr, epochs: None falls to the inner loop's own settings.
-    chose: what was chosen in it, as values for the log (Trial.chose).
-    """
+    """What the policy wrote, ready for the inner loop."""
 
     documents: tuple[Document, ...]
-    lr: float | None = None
+    lr: float | None = None  # None falls to the inner loop's own settings
     epochs: int | None = None
-    chose: dict[str, Any] = field(default_factory=dict, compare=False)
+    chose: dict[str, Any] = field(default_factory=dict, compare=False)  # for the log (Trial.chose)
+
+    def length(self) -> int:
+        """Tokens in all documents."""
+        return sum(len(d.ids) for d in self.documents)
 
 
 class InvalidSelfEdit(ValueError):
@@ -71,8 +71,8 @@ def check_directive(name: str, value: object, called: str = "") -> None:
 class Task:
     """What a context asks for and how it is graded. It knows text and tokens, never training.
 
-    A context is any object with an `id`, a string by which the log knows it. A new task says the
-    methods below that raise NotImplementedError; tasks/knowledge.py and tasks/fewshot.py are two.
+    A context is any object with an `id`, a string of its own. An outer loop needs prompt, parse,
+    exam and grade; arms may ask for baseline and oracle, `likelihood` for right_answers.
     """
 
     tokenizer: Tokenizer
@@ -104,7 +104,7 @@ class Task:
         """The answers to the exam, in its order -> numbers in [0, 1]; their mean is the score."""
         raise NotImplementedError
 
-    def answers(self, context: Any) -> list[Document]:
+    def right_answers(self, context: Any) -> list[Document]:
         """The exam with its right answers, which alone carry loss (rewards.likelihood)."""
         raise NotImplementedError
 

@@ -71,3 +71,10 @@ def test_groups_fit_into_memory_and_lose_nobody(lengths, at_most, share):
 def test_without_a_limit_groups_are_full(gpt, n, at_most, sizes):
     groups = side_by_side(gpt, [edit_of(5)] * n, CONFIG, at_most)
     assert [len(group) for group in groups] == sizes
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_epochs_of_a_self_edit_do_not_change_its_footprint(gpt, batch):
+    """Steps come one after another, however many."""
+    config, edit = InnerConfig(rank=4, batch=batch), edit_of(30)
+    assert footprint(gpt, replace(edit, epochs=50), config) == footprint(gpt, edit, config)

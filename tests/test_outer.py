@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minseal import (
+    Document,
     InnerConfig,
     Outcome,
     OuterConfig,
@@ -475,3 +476,16 @@ def test_settings_that_leave_nothing_to_do_are_refused_by_name():
     for settings in (dict(samples=0), dict(contexts=0), dict(at_once=0), dict(select="positive")):
         with pytest.raises(UserError, match=f"OuterConfig.{next(iter(settings))} is"):
             OuterConfig(**settings)
+
+
+@pytest.mark.parametrize("n", [0, 2049])
+def test_a_self_edit_that_cannot_be_trained_on_is_an_invalid_trial_and_loses_no_other(
+    pretrained, n
+):
+    """No document at all, or one longer than the model reads."""
+    (student, tokenizer), passage = pretrained, toy_passages(1, 0)[0]
+    task = People(tokenizer)
+    odd = SelfEdit((Document.completion([], [5] * n),) if n else ())
+    bad, good = try_out(student, task, [(passage, odd), (passage, task.oracle)])
+    assert bad.reward == 0 and f"{n} tokens" in bad.invalid
+    assert good.invalid is None and good.reward > 0

@@ -16,6 +16,7 @@ from minseal import (
     People,
     SelfEdit,
     adapt,
+    attach,
     exam,
     likelihood,
     merge_state,
@@ -243,3 +244,10 @@ def test_grpo_learns_nothing_where_all_score_alike(pretrained):
     config = OuterConfig(1, 2, 3)
     outer_loop(model, task, toy_passages(2, 0), config, INNER, reward=alike, improve=grpo)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters()))
+
+
+def test_adapters_and_contexts_of_different_numbers_are_no_exam(pretrained):
+    """Four adapters and three exams of four questions: the rows would be shared out wrongly."""
+    (student, tokenizer), passages = pretrained, toy_passages(3, 0)
+    with attach(student, 4) as adapters, pytest.raises(ValueError, match="4 adapters"):
+        exam(student, People(tokenizer), passages, adapters)

@@ -49,8 +49,8 @@ def bench_inner(config: BenchConfig, say: Callable[[str], None] = print) -> dict
     model, tokenizer = load(config.model, config.device, config.dtype)
     device, dtype = model.wte.weight.device, str(model.wte.weight.dtype).removeprefix("torch.")
     inner = InnerConfig(epochs=config.epochs)
-    edits = sorted(write_edits(config, tokenizer), key=length)  # as the outer loop does
-    tokens = float(np.mean([length(edit) for edit in edits]))
+    edits = sorted(write_edits(config, tokenizer), key=SelfEdit.length)  # as the outer loop does
+    tokens = float(np.mean([edit.length() for edit in edits]))
     say(
         f"{len(edits)} self-edits of {tokens:.0f} tokens, {config.epochs} epochs, {device}, "
         f"{dtype}, {torch.get_num_threads()} threads, {model.size() / 1e6:.2f} M parameters"
@@ -63,7 +63,7 @@ def bench_inner(config: BenchConfig, say: Callable[[str], None] = print) -> dict
             start = now(device)
             train(some)
             # By token, then for the mean length: an eighth is not as long as the whole.
-            seconds = (now(device) - start) / sum(map(length, some))
+            seconds = (now(device) - start) / sum(map(SelfEdit.length, some))
             times[name].append(seconds * tokens * 1e3)
     ms = {name: np.array(some[1:]) for name, some in times.items()}  # the first one warms up
 
@@ -162,11 +162,6 @@ def write_edits(config: BenchConfig, tokenizer: Tokenizer) -> list[SelfEdit]:
     rng, task = np.random.default_rng(config.seed), People(tokenizer)
     passages = toy_passages(config.edits, config.seed)
     return [task.parse(p, "\n".join(write_random_notes(p.person, rng))) for p in passages]
-
-
-def length(edit: SelfEdit) -> int:
-    """Tokens of a self-edit."""
-    return sum(len(d.ids) for d in edit.documents)
 
 
 def now(device: torch.device) -> float:

@@ -10,6 +10,7 @@ from typing import Literal
 from ..config import Settings
 from ..experiments.puzzle_report import held_out_puzzles
 from ..files import UserError
+from ..lab.lab import SEAL
 from ..lab.run import Run
 from ..tasks.arc import Puzzle, read_puzzles
 from ..tasks.fewshot import predictions
@@ -41,7 +42,7 @@ def show(config: ShowConfig, name: str, say: Callable[[str], None] = print) -> N
         say(f"\ntest {i + 1}\n" + blocks([test.input, *truth], colour))
         for step in run.arms() if run else ():
             trial = next((t for t in step.trials if t.context == puzzle.id), None)
-            if trial is None or (step.arm.at and "SEAL" not in step.arm.series):  # a control
+            if trial is None or (step.arm.at and SEAL not in step.arm.series):  # a control
                 continue
             vote, attempts = run.config["vote"], run.config["attempts"]
             best = predictions(puzzle, trial.answers, vote)[i][:attempts] if trial.answers else []
@@ -56,7 +57,7 @@ def find_puzzle(config: ShowConfig, name: str, run: Run | None) -> Puzzle:
         found = read_puzzles(config.data or name)
         name = name if config.data else found[0].id
     else:
-        found = held_out_puzzles(run).values() if run else toy_puzzles(300, config.rules_seed)
+        found = held_out_puzzles(run).values() if run else toy_puzzles(400, config.rules_seed)
     puzzles = {puzzle.id: puzzle for puzzle in found}
     if name not in puzzles:
         some = ", ".join(map(repr, list(puzzles)[:3]))

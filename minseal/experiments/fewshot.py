@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
-from ..lab.lab import Lab, experiment
+from ..lab.lab import CONTROL, SEAL, Lab, experiment
 from ..outer import MStepConfig, OuterConfig, Tried
 from ..tasks.fewshot import Directives
 from .puzzle_report import (
@@ -13,9 +13,9 @@ from .puzzle_report import (
     conclude,
     describe,
     directive_tables,
-    draw_directives,
-    draw_predictions,
     notes,
+    plot_directives,
+    plot_predictions,
     puzzle_columns,
 )
 from .puzzles import PuzzleConfig, hold_out, puzzles
@@ -57,16 +57,15 @@ class FewShotConfig(PuzzleConfig):
     conclude=conclude,
     notes=notes,
     blocks=directive_tables,
-    pictures=(draw_directives, draw_predictions("in context")),
+    pictures=(plot_directives, plot_predictions("in context")),
 )
 def fewshot(lab: Lab, config: FewShotConfig) -> None:
     """Does a policy learn to look at a puzzle before it says how to train on it?"""
     task, held_out, own = lab.task, hold_out(lab, config), "own self-edits"
-    both = ("SEAL", "control: random winners")
     lab.arm("in context", lambda: lab.plain(held_out, in_context=True))
     study = lambda: lab.study_own(held_out)
-    first = lab.arm(own, study, over="in context", series=both, at=0, rival=True)
-    history = lab.outer_loop("round", series=both[0], over=own, follow=True)
+    first = lab.arm(own, study, over="in context", series=(SEAL, CONTROL), at=0, rival=True)
+    history = lab.outer_loop("round", series=SEAL, over=own, follow=True)
     last = lab.run.result(f"round {config.outer.rounds}") if history else first
 
     # Is the gain in what the policy writes, or in the weights that train on it?
@@ -79,7 +78,7 @@ def fewshot(lab: Lab, config: FewShotConfig) -> None:
     lab.reliability(history, config.reliability_contexts)
     if config.control:
         # One drawn at random from several is one: the control samples no more.
-        control = dict(select="random", samples=1, series=both[1], over=own, rival=True)
+        control = dict(select="random", samples=1, series=CONTROL, over=own, rival=True)
         lab.outer_loop("control", **control)
         lab.reset()
     lab.arm("oracle", lambda: lab.study(held_out, task.oracle), over="in context")

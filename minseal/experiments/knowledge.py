@@ -11,7 +11,7 @@ import numpy as np
 from ..config import ModelConfig
 from ..files import UserError
 from ..inner import InnerConfig
-from ..lab.lab import Lab, experiment
+from ..lab.lab import CONTROL, SEAL, Lab, experiment
 from ..lab.run import Run, Step
 from ..open_models.load import load
 from ..outer import OuterConfig, Trial
@@ -110,7 +110,7 @@ def mix_columns(results: dict[str, Any]) -> tuple[list[str], Callable]:
     return list(kinds), lambda a: [f"{a['mix'][k]:.0%}" if a["mix"] else "" for k in kinds]
 
 
-def draw_mix(run: Run, results: dict[str, Any], save: Any) -> None:
+def plot_mix(run: Run, results: dict[str, Any], save: Any) -> None:
     """mix.png: a bar for each arm, divided into kinds of note."""
     arms = [a for a in results["arms"] if a["mix"]]
     if not arms:
@@ -133,7 +133,7 @@ def draw_mix(run: Run, results: dict[str, Any], save: Any) -> None:
     save("mix.png", draw, (7, 0.35 * len(arms) + 1))
 
 
-def side_by_side(run: Run, results: dict[str, Any], width: int = 58) -> list[str]:
+def before_and_after(run: Run, results: dict[str, Any], width: int = 58) -> list[str]:
     """Three self-edits of one held-out passage before the outer loop, and three after it."""
     steps = [run.steps.get(f"three self-edits {when}") for when in ("before", "after")]
     if None in steps:
@@ -161,13 +161,12 @@ def _wrapped(trial: Trial, width: int) -> list[str]:
     open=people,
     describe=mix,
     columns=mix_columns,
-    blocks=side_by_side,
-    pictures=(draw_mix,),
+    blocks=before_and_after,
+    pictures=(plot_mix,),
 )
 def knowledge(lab: Lab, config: KnowledgeConfig) -> None:
     """Notes that a policy writes about a passage: do they teach more than the passage does?"""
     task, held_out, styles = lab.task, lab.held_out, other_styles(config)
-    both = ("SEAL", "control: random winners")
 
     lab.arm("no adaptation", lambda: lab.plain(held_out))
     passage_only = lambda: lab.study(held_out, task.baseline)
@@ -177,19 +176,19 @@ def knowledge(lab: Lab, config: KnowledgeConfig) -> None:
         measure = lambda: other.study_own(held_out)
         lab.arm(f"own notes, {style}", measure, over="passage only", rival=True)
     own = lambda: lab.study_own(held_out)
-    lab.arm("own notes", own, over="passage only", series=both, at=0, rival=True)
+    lab.arm("own notes", own, over="passage only", series=(SEAL, CONTROL), at=0, rival=True)
 
     one = held_out[:1]
-    some = lambda: lab.study(one * 3, lab.write_many(one, 3, 98)[0])
-    lab.step("three self-edits before", some)
-    history = lab.outer_loop("round", series=both[0], over="own notes", follow=True)
-    lab.step("three self-edits after", some)
+    three = lambda: lab.study(one * 3, lab.write_many(one, 3, 98)[0])
+    lab.step("three self-edits before", three)
+    history = lab.outer_loop("round", series=SEAL, over="own notes", follow=True)
+    lab.step("three self-edits after", three)
 
     lab.reset()
     lab.reliability(history, config.reliability_contexts)
     if config.control:
         # One drawn at random from several is one: the control samples no more.
-        control = dict(select="random", samples=1, series=both[1], over="own notes", rival=True)
+        control = dict(select="random", samples=1, series=CONTROL, over="own notes", rival=True)
         lab.outer_loop("control", **control)
         lab.reset()
     lab.arm("oracle notes", lambda: lab.study(held_out, task.oracle), over="passage only")

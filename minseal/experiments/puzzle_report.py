@@ -8,12 +8,13 @@ import numpy as np
 
 from ..files import UserError
 from ..lab.evidence import paired
+from ..lab.lab import SEAL
 from ..lab.plots import shade
 from ..lab.run import Run, Step
 from ..lab.table import aligned
 from ..tasks.arc import Puzzle, read_puzzles
 from ..tasks.fewshot import SWITCHES, predictions, solves
-from ..tasks.gridview import draw_puzzles
+from ..tasks.gridview import plot_puzzles
 
 FIRST, LAST = "first self-edits, last weights", "last self-edits, first weights"
 Results = dict[str, Any]
@@ -102,7 +103,7 @@ def attribution(run: Run) -> Results | None:
     edits: the last self-edits on the first weights; weights: the first self-edits on the last
     weights; each minus the first self-edits on the first weights, paired. shares: of all the gain.
     """
-    seal = [s.name for s in run.arms() if "SEAL" in s.arm.series]
+    seal = [s.name for s in run.arms() if SEAL in s.arm.series]
     if len(seal) < 2 or not {FIRST, LAST} <= run.steps.keys():
         return None
     out: Results = {}
@@ -158,9 +159,9 @@ def directive_tables(run: Run, results: Results) -> list[str]:
     return ["\n\n".join([heading, *texts])] if texts else []
 
 
-def draw_directives(run: Run, results: Results, save: Callable) -> None:
+def plot_directives(run: Run, results: Results, save: Callable) -> None:
     """directives.png: for each kind of rule, round by round, the share with each directive."""
-    steps = [s for s in run.arms() if "SEAL" in s.arm.series]
+    steps = [s for s in run.arms() if SEAL in s.arm.series]
     tables = [{k: shares(some) for k, some in chosen(step).items()} for step in steps]
     kinds = list(dict.fromkeys(kind for table in tables for kind in table))
     if len(steps) < 2 or not kinds:
@@ -186,14 +187,14 @@ def draw_directives(run: Run, results: Results, save: Callable) -> None:
     save("directives.png", draw, (3.2 * len(kinds) + 2, 4.6))
 
 
-def draw_predictions(before: str, after: str = "", most: int = 6) -> Callable:
+def plot_predictions(before: str, after: str = "", most: int = 6) -> Callable:
     """A picture, puzzles.png: some held-out puzzles with the predictions of two arms.
 
     after: nothing: the last arm of the series SEAL.
     """
 
     def picture(run: Run, results: Results, save: Callable) -> None:
-        seal = [s.name for s in run.arms() if "SEAL" in s.arm.series]
+        seal = [s.name for s in run.arms() if SEAL in s.arm.series]
         arms = [n for n in (before, after or (seal or [""])[-1]) if n in run.steps]
         by_arm = [{t.context: t for t in run.steps[n].trials} for n in arms]
         rows = []
@@ -207,6 +208,6 @@ def draw_predictions(before: str, after: str = "", most: int = 6) -> Callable:
                 cells.append((guesses[0] if guesses else None, right))
             rows.append((puzzle.id, [*cells, (test.output, None)]))
         headings = ["demonstration", "", "test", *arms, "truth"]
-        save("puzzles.png", lambda figure: draw_puzzles(figure, rows, headings), (9, 6.4))
+        save("puzzles.png", lambda figure: plot_puzzles(figure, rows, headings), (9, 6.4))
 
     return picture

@@ -66,7 +66,8 @@ def puzzles(config: PuzzleConfig, run: Run) -> Lab:
     """The model, and puzzles: disjoint ones to train on and to hold out."""
     policy, tokenizer = load(config.model, config.device, config.dtype)
     toy, block_size = not config.data, policy.config.block_size
-    prompt = {"auto": "tiny" if config.model == TINY else "paper"}.get(config.prompt, config.prompt)
+    is_tiny = getattr(tokenizer, "pattern", "") == rules.PATTERN  # made by `pretrain fewshot`
+    prompt = {"auto": "tiny" if is_tiny else "paper"}.get(config.prompt, config.prompt)
     replay = toy and prompt == "tiny" and getattr(config, "replay", False)
     task = FewShot(
         tokenizer,

@@ -7,7 +7,7 @@ from ..inner import adapt
 from ..lab.lab import Lab, experiment, restore_policy
 from ..outer import Trial
 from ..tasks.fewshot import SWITCHES
-from .puzzle_report import conclude, describe, draw_predictions, notes, puzzle_columns
+from .puzzle_report import conclude, describe, notes, plot_predictions, puzzle_columns
 from .puzzles import PuzzleConfig, hold_out, puzzles
 
 
@@ -37,7 +37,7 @@ class TTTConfig(PuzzleConfig):
     columns=puzzle_columns,
     conclude=conclude,
     notes=notes,
-    pictures=(draw_predictions("before", "adapter on"),),
+    pictures=(plot_predictions("before", "adapter on"),),
 )
 def ttt(lab: Lab, config: TTTConfig) -> None:
     """What test-time training leaves behind: nothing if its adapter is thrown away."""

@@ -3,12 +3,12 @@
 An experiment is a settings class and a function that asks the Lab for arms, in the order in which
 the table shall show them:
 
-    @experiment("continual", ContinualConfig, open=people)
-    def continual(lab, config):
+    @experiment("longer", KnowledgeConfig, open=people)
+    def longer(lab, config):
         lab.arm("no adaptation", lambda: lab.plain(lab.held_out))
         ...
 
-That is all: `minseal run continual`, its help, progress, going on after a kill, table, intervals,
+That is all: `minseal run longer`, its help, progress, going on after a kill, table, intervals,
 plots and results.json come from it.
 """
 
@@ -35,6 +35,7 @@ from .run import Arm, Run, Step
 Edits = list[Edit] | Callable[[Any], SelfEdit]
 Results = dict[str, Any]
 Draw = int | str | tuple[int | str, ...]  # names the luck of a sampling, whatever else is drawn
+SEAL, CONTROL = "SEAL", "control: random winners"  # the series of a ladder
 OWN = 99  # the draw of the policy's own self-edits: a number that no round has
 
 
@@ -53,10 +54,17 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.original = {k: v.clone() for k, v in self.policy.state_dict().items()}
+        self.measured: set[str] = set()  # names of arms
 
     def arm(self, name: str, measure: Callable[[], list[Trial]], **declared: Any) -> list[Trial]:
         """Measure a row of the table, once; declared: the other fields of Arm."""
-        return self.run.step(name, measure, Arm(name, **declared))
+        arm = Arm(name, **declared)
+        if name in self.measured:
+            raise ValueError(f"there are two arms of the name {name!r}")
+        if arm.over and arm.over not in self.run.steps:
+            raise ValueError(f"the arm {name!r} is over {arm.over!r}, which was not measured")
+        self.measured.add(name)
+        return self.run.step(name, measure, arm)
 
     def step(self, name: str, compute: Callable[[], Any]) -> Any:
         """Something that is computed once, and no row."""
@@ -170,7 +178,10 @@ class Lab:
         return outer_loop(*setting, seed=self.seed, **how)
 
     def reliability(self, history: list[Tried], n: int) -> None:
-        """The self-edits of n contexts of round 1 under other first weights: is the reward luck?"""
+        """The self-edits of n contexts of round 1 under other first weights: is the reward luck?
+
+        The policy must be reset() to what it was in round 1.
+        """
         first = history[0][:n] if history else []
         if not first:
             return

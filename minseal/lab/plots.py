@@ -30,14 +30,14 @@ def plots(run: Run, experiment: Experiment, results: dict[str, Any]) -> list[str
         made.append(name)
 
     try:
-        for picture in (draw_ladder, draw_lines, *experiment.pictures):
+        for picture in (plot_ladder, plot_lines, *experiment.pictures):
             picture(run, {**results, "score": experiment.score, "places": experiment.places}, save)
     except OSError as e:
         raise UserError(f"cannot write plots into {run.folder}: {e}") from None
     return made
 
 
-def draw_ladder(run: Run, results: dict[str, Any], save: Callable) -> None:
+def plot_ladder(run: Run, results: dict[str, Any], save: Callable) -> None:
     """ladder.png: a bar for each arm; the first series is red, the second gray."""
     arms, colours = results["arms"], dict(zip(series_of(results), COLOURS))
 
@@ -55,7 +55,7 @@ def draw_ladder(run: Run, results: dict[str, Any], save: Callable) -> None:
     save("ladder.png", draw, (7, 0.35 * len(arms) + 0.8))
 
 
-def draw_lines(run: Run, results: dict[str, Any], save: Callable) -> None:
+def plot_lines(run: Run, results: dict[str, Any], save: Callable) -> None:
     """rounds.png: each series over its places, with intervals."""
     lines = {
         name: [a for a in results["arms"] if name in a["series"] and a["at"] is not None]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import UserError
 from . import evidence
 from .lab import Experiment
 from .plots import plots
@@ -14,22 +15,21 @@ from .run import Run, Step
 def summarise(run: Run, experiment: Experiment) -> dict[str, Any]:
     """What results.json holds: the arms, in the order in which they were measured, and the rest."""
     steps = {step.name: step for step in run.arms()}
-    rewards = {name: [t.reward for t in step.trials] for name, step in steps.items()}
     arms = []
     for name, step in steps.items():
-        mean, ci95 = evidence.interval(rewards[name])
+        mean, ci95 = evidence.interval([t.reward for t in step.trials])
         row = {"arm": name, "mean": mean, "ci95": ci95, "gain": None, "gain_ci95": None}
         row |= {"over": None, "seconds": step.seconds, "n": len(step.trials)}
         row["invalid"] = sum(t.invalid is not None for t in step.trials)
         row |= {"series": list(step.arm.series), "at": step.arm.at}
-        if step.arm.over in rewards:
-            row["gain"], row["gain_ci95"] = evidence.paired(rewards[name], rewards[step.arm.over])
+        if step.arm.over in steps:
+            row["gain"], row["gain_ci95"] = gain(step, steps[step.arm.over])
             row["over"] = step.arm.over
         arms.append(row | experiment.describe(run, step))
     results = {
         "kind": experiment.name,
         "arms": arms,
-        "comparisons": comparisons(list(steps.values()), rewards),
+        "comparisons": comparisons(list(steps.values())),
         "training": [{**s.labels, **s.value} for s in run.steps.values() if "round" in s.labels],
         "seconds": run.seconds(),
         "config": run.config,
@@ -45,17 +45,23 @@ def summarise(run: Run, experiment: Experiment) -> dict[str, Any]:
     return results | experiment.conclude(run, results)
 
 
-def comparisons(steps: list[Step], rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
+def gain(arm: Step, over: Step) -> tuple[float, tuple[float, float]]:
+    """The mean gain and its 95 % interval, paired over the contexts that both were measured on."""
+    if [t.context for t in arm.trials] != [t.context for t in over.trials]:
+        raise UserError(f"{arm.name!r} and {over.name!r} were measured on different contexts")
+    return evidence.paired([t.reward for t in arm.trials], [t.reward for t in over.trials])
+
+
+def comparisons(steps: list[Step]) -> list[dict[str, Any]]:
     """The last arm of the first series against each rival."""
     series = next((s.arm.series[0] for s in steps if s.arm.series), None)
     line = [s for s in steps if series in s.arm.series]
-    if len(line) < 2:
-        return []
-    last = line[-1].name
     out = []
-    for rival in (s.name for s in steps if s.arm.rival and s.name != last):
-        gain, ci95 = evidence.paired(rewards[last], rewards[rival])
-        out.append({"gain": gain, "gain_ci95": ci95, "arm": last, "over": rival})
+    for rival in steps if len(line) > 1 else []:
+        if rival.arm.rival and rival is not line[-1]:
+            mean, ci95 = gain(line[-1], rival)
+            row = {"gain": mean, "gain_ci95": ci95, "arm": line[-1].name, "over": rival.name}
+            out.append(row)
     return out
 
 
@@ -119,11 +125,13 @@ def aligned(rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
 
 def conclusions(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     """The sentences below the table that every experiment has."""
-    n, c = results["arms"][0]["n"], results["config"]
-    world = c.get("world_seed", c.get("rules_seed", ""))
-    graded = f", graded by {c['grade']}" if "grade" in c else ""
+    n, config = results["arms"][0]["n"], results["config"]
+    world = config.get("world_seed", config.get("rules_seed", ""))
+    measured = [config.get("data") or f"toy world {world}"]
+    for name, words in (("seed", "seed"), ("model", "model"), ("grade", "graded by")):
+        measured += [f"{words} {config[name]}"] if name in config else []
     out = [
-        f"{c.get('data') or f'toy world {world}'}, seed {c['seed']}, model {c['model']}{graded}",
+        ", ".join(measured),
         f"score: {experiment.score}, mean over {n} held-out contexts; gain: paired over the same "
         "contexts, bootstrap intervals.",
     ]

@@ -162,7 +162,7 @@ class FewShot(Task):
         """[1.0] if every test is right within `attempts` predictions, else [0.0]: the paper's."""
         return [float(solves(puzzle, answers, self.vote, self.attempts))]
 
-    def answers(self, puzzle: Puzzle) -> list[Document]:
+    def right_answers(self, puzzle: Puzzle) -> list[Document]:
         """The tests in their first view with their right outputs, which alone carry loss."""
         questions = self.exam(puzzle)[:: len(voters(self.vote))]
         return [

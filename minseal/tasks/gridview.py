@@ -41,7 +41,7 @@ def blocks(grids: Sequence[Grid], colour: bool) -> str:
     return "\n".join(lines)
 
 
-def draw_puzzles(figure: "Figure", rows: Sequence[Row], headings: Sequence[str]) -> None:
+def plot_puzzles(figure: "Figure", rows: Sequence[Row], headings: Sequence[str]) -> None:
     """A table of grids in a figure, the headings above its first row."""
     table = figure.subplots(len(rows), len(headings), squeeze=False)
     for axes, heading in zip(table[0], headings):

@@ -131,7 +131,7 @@ class Knowledge(Task):
         asked = [self.asked(passage, question) for question, _ in passage.questions]
         return [self.tokenizer.begin(before + question) for question in asked]
 
-    def answers(self, passage: Passage) -> list[Document]:
+    def right_answers(self, passage: Passage) -> list[Document]:
         """Each question with its first accepted answer, which alone carries loss."""
         return [
             self._document(self.asked(passage, question), f" {golds[0]}\n", "completion")

@@ -83,7 +83,7 @@ def test_a_run_shows_only_what_it_held_out(run, tmp_path):
 
 
 def test_an_unknown_puzzle_is_refused():
-    with pytest.raises(UserError, match="no puzzle 'nope' among 300, such as 'places 1'"):
+    with pytest.raises(UserError, match="no puzzle 'nope' among 400, such as 'places 1'"):
         show(ShowConfig(), "nope", say=list)
     with pytest.raises(UserError, match="color"):
         ShowConfig(color="blue")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import minseal
 from minseal import InnerConfig, OuterConfig, Trial, UserError, load, try_out
 from minseal.commands.cli import main
 from minseal.commands.pretrain import measure
@@ -387,3 +388,10 @@ def test_the_shipped_model_knows_kinds_and_no_rule():
     assert measured["kind of other rules"] >= 0.9
     assert max(measured["other rules, places"], measured["other rules, colours"]) <= 0.15
     assert sum(f.stat().st_size for f in SHIPPED.iterdir()) < 8e6
+
+
+def test_the_tiny_model_is_asked_as_it_learnt_wherever_it_lies(tmp_path):
+    """By its tokenizer, not by the words of --model: an absolute path is the same model."""
+    path = Path(minseal.__file__).parent.parent / "tiny_data" / "fewshot"
+    config = FewShotConfig(model=str(path), eval_contexts=1)
+    assert puzzles(config, Run(tmp_path / "run", {})).task.style == "tiny"

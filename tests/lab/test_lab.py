@@ -342,3 +342,12 @@ def test_reliability_keeps_the_rewards_of_each_self_edit_together(lab):
         again = lab.study([context] * 2, [t.text for t in trials], lab.seed + i)
         assert scores[0, :, i].tolist() == [t.reward for t in again]
     lab.reliability([], 1)  # no rounds: nothing to measure
+
+
+def test_arms_have_names_of_their_own_and_are_over_arms_that_were_measured(lab):
+    """Else a second arm would be read back from the first, and a gain be left out in silence."""
+    lab.arm("before", lambda: lab.plain(lab.held_out))
+    with pytest.raises(ValueError, match="two arms of the name 'before'"):
+        lab.arm("before", lambda: lab.plain(lab.held_out))
+    with pytest.raises(ValueError, match="over 'befroe', which was not measured"):
+        lab.arm("after", lambda: lab.plain(lab.held_out), over="befroe")

@@ -322,3 +322,10 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, name):
         write_report(run, KNOWLEDGE)
     assert len(str(e.value).splitlines()) == 1
     assert Run(tmp_path / "r").steps.keys() == run.steps.keys()
+
+
+def test_arms_on_different_contexts_are_not_paired(tmp_path):
+    run = made_up(tmp_path / "run")
+    run.steps["round 1"].trials.reverse()
+    with pytest.raises(UserError, match="measured on different contexts"):
+        summarise(run, EXPERIMENTS["knowledge"])

@@ -1134,7 +1134,7 @@ def test_unreadable_answers_are_no_predictions(answer):
 @pytest.mark.parametrize("vote", [0, 2])
 @every_tokenizer
 def test_right_answers_as_documents(tokenizer, vote):
-    documents = FewShot(tokenizer, vote=vote).answers(PUZZLE)
+    documents = FewShot(tokenizer, vote=vote).right_answers(PUZZLE)
     assert [carried(tokenizer, d) for d in documents] == [
         [written(test.output) + "\n\n"] for test in PUZZLE.tests
     ]

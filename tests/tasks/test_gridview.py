@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from minseal.tasks.gridview import COLOURS, blocks, draw_puzzles
+from minseal.tasks.gridview import COLOURS, blocks, plot_puzzles
 
 WIDE, HIGH = ((0, 9, 4), (3, 3, 1)), ((5,), (6,), (7,))
 
@@ -30,7 +30,7 @@ def test_a_figure_shows_every_grid_with_its_verdict(n):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     cells = [(WIDE, None), (HIGH, True), (None, None), (HIGH, False), (None, False)]
     headings = ["input", "first", "", "second", "third"]
-    draw_puzzles(figure, [(f"puzzle {i}", cells) for i in range(n)], headings)
+    plot_puzzles(figure, [(f"puzzle {i}", cells) for i in range(n)], headings)
     table = np.reshape(figure.axes, (n, len(cells)))
     assert [axes.get_title() for axes in table[0]] == headings
     assert not any(axes.get_title() for axes in table[1:].ravel())

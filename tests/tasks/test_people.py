@@ -276,7 +276,7 @@ def test_questions_have_the_form_of_pretraining_and_no_passage_in_sight(style):
         assert [TOKENIZER.decode(ids) for ids in task.exam(passage, in_context=True)] == [
             f"{passage.text}\n{line}" for line in asked
         ]
-        assert [TOKENIZER.decode(d.ids) for d in task.answers(passage)] == [
+        assert [TOKENIZER.decode(d.ids) for d in task.right_answers(passage)] == [
             f"{people.question_line(question, answer)}\n"
             for question, (answer,) in passage.questions
         ]
@@ -286,7 +286,7 @@ def test_a_question_of_the_exam_and_one_of_a_note_have_the_same_tokens():
     task, passage = People(TOKENIZER), PASSAGES[0]
     text = "\n".join(people.question_line(q, a) for q, (a,) in passage.questions)
     documents = task.parse(passage, f"loss: completion\n{text}").documents
-    assert list(documents[:-1]) == task.answers(passage)
+    assert list(documents[:-1]) == task.right_answers(passage)
 
 
 def test_kinds_of_note_are_counted():
