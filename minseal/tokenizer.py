@@ -132,10 +132,8 @@ class Tokenizer:
             ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
         except ValueError:
             raise UserError(f"{path}: expected tiktoken's 'BASE64 RANK' on each line") from None
-        settings = dict(settings or {})
-        settings.pop("normal", "")  # that of tiny_data/fewshot has it
         try:
-            return cls(ranks, **settings)
+            return cls(ranks, **(settings or {}))
         except (TypeError, AttributeError, ValueError) as e:
             raise UserError(f"{path} and its settings: {e}") from None
 
