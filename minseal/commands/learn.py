@@ -273,7 +273,7 @@ def show_steps(say: Callable[[str], None]) -> OnStep:
 def compare(exam: Exam, before: list[Trial], after: list[Trial], most: int = 12) -> str:
     """Before and after, question by question (the first few), and the sums."""
     rows = [["question", "expected", "", "before", "", "after"]]
-    pairs = list(zip(marked(before), marked(after)))
+    pairs = list(zip(marks_of(before), marks_of(after)))
     for (question, golds), (old, new) in zip(exam[:most], pairs):
         rows.append([short(question, 46), short(golds[0], 20), *old, *new])
     more = [f"... {len(exam) - most} more"] if len(exam) > most else []
@@ -285,7 +285,7 @@ def compare(exam: Exam, before: list[Trial], after: list[Trial], most: int = 12)
     return "\n".join([aligned(rows, left=(0, 1, 2, 3, 4, 5)), *more, "", closing])
 
 
-def marked(trials: list[Trial]) -> list[tuple[str, str]]:
+def marks_of(trials: list[Trial]) -> list[tuple[str, str]]:
     """('+' where it is right, the answer), question by question."""
     graded = [pair for t in trials for pair in zip(t.answers, t.grades)]
     return [("+" if grade else "", short(answer, 34)) for answer, grade in graded]
