@@ -128,7 +128,10 @@ def _reader(kind: Any) -> Callable[[str], Any]:
             w for w in text.replace(" ", "").split(",") if w not in ("", "none")
         )
     if type(None) in get_args(kind):  # int | None
-        read = _reader(next(k for k in get_args(kind) if k is not type(None)))
+        inside = next(k for k in get_args(kind) if k is not type(None))
+        read = _reader(inside)
+        if get_origin(inside) is tuple:  # "none" is no word at all
+            return read
         return lambda text: None if text.lower() == "none" else read(text)
     return kind
 

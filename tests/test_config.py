@@ -196,3 +196,17 @@ def test_no_comment_on_a_field_goes_on_where_help_does_not_read_it(name):
     for before, line in pairwise(inspect.getsource(ALL[name]).splitlines()):
         if re.match(r"    \w+: .*  # ", before):
             assert not line.strip().startswith("#"), line
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [([], None), (["--other-prompts", "none"], ()), (["--other-prompts", "a, b"], ("a", "b"))],
+)
+def test_words_with_commas_may_be_none_at_all_or_not_be_said(words, expected):
+    @dataclass(frozen=True)
+    class Asked(Settings):
+        other_prompts: tuple[str, ...] | None = None
+
+    parser = Parser()
+    add_options(parser, Asked)
+    assert vars(parser.parse_args(words))["other_prompts"] == expected

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import shlex
 import sys
 import textwrap
@@ -91,6 +92,9 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as e:
         print(f"minseal: error: {e}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `minseal ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         told = command.stopped.format(again=shlex.join(["minseal", *argv]))
         print(f"\nminseal: stopped; {told}", file=sys.stderr)
@@ -150,10 +154,10 @@ def run(experiment: Experiment, config: Any, out: str) -> None:
     say(f"minseal run {experiment.name}: run folder {out}")
     the_run = Run(out, settings_of(experiment, config), tell_steps(say))
     if the_run.steps:
-        say(f"going on: {len(the_run.steps)} steps were done already")
+        say(f"going on after {len(the_run.steps)} steps that were done already")
     walk(experiment, config, the_run, say)
     say("\n" + write_report(the_run, experiment))
-    files = "report.md, results.json, events.jsonl (every self-edit), plots"
+    files = "report.md, results.json, events.jsonl (every self-edit) and plots, if any"
     say(f"{the_run.seconds():.0f} s in all. In {out}: {files}.")
 
 
@@ -174,6 +178,8 @@ def report(config: ReportConfig, folder: str) -> None:
     """Make the report of a run folder again."""
     the_run = Run(folder)
     experiment = EXPERIMENTS.get(the_run.config.get("kind"))
-    if experiment is None or not the_run.arms():
-        raise UserError(f"{folder} holds no finished arm of {', '.join(EXPERIMENTS)} yet")
+    if experiment is None:
+        raise UserError(f"{folder} is no run of an experiment here: {', '.join(EXPERIMENTS)}")
+    if not the_run.arms():
+        raise UserError(f"{folder} holds no finished arm yet")
     print(write_report(the_run, experiment))

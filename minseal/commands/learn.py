@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..files import UserError, Writer, write_folder, write_json, write_text
+from ..files import UserError, Writer, need, write_folder, write_json, write_text
 from ..inner import InnerConfig, OnStep
 from ..lab.lab import Lab, restore_policy
 from ..lab.run import Run, Step
@@ -77,6 +77,7 @@ def learn(
     """
     if not config.model:
         raise UserError("which model shall learn? --model FOLDER, GGUF file or hub id")
+    need("safetensors", "weights", "writing the adapter")  # now, not after minutes
     texts = {str(f): read_document(str(f)) for f in files}
     given_exam = read_questions(config.exam) if config.exam else None
     model, tokenizer = load(config.model, config.device, config.dtype)
@@ -87,7 +88,7 @@ def learn(
     lab, start = open_lab(config, run, model, task)
     sections = cut_documents(lab, config, texts)
     words = sum(len(text.split()) for text in texts.values())
-    say(f"{words} words in {len(sections)} sections, {lab.policy.size() / 1e6:.0f} M parameters")
+    say(f"{words} words in {len(sections)} sections, {lab.policy.size() / 1e6:.1f} M parameters")
 
     notes = write_notes(lab, config, sections) if given_notes is None else given_notes
     edits = make_edits(lab, sections, notes)

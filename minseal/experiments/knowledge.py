@@ -34,7 +34,7 @@ class KnowledgeConfig(ModelConfig):
     reliability_contexts: int = 16  # contexts of round 1 that are run twice more: is it luck?
     grade: Grading = "exact"  # after SQuAD's normalisation
     prompt: str = "notes"  # how the policy is asked: a prompt of tasks/knowledge.py
-    other_prompts: tuple[str, ...] | None = None  # measured untrained, too; None: usual with --data
+    other_prompts: tuple[str, ...] | None = None  # measured untrained, too; "none" or the usual
     edit_tokens: int = 192  # longest self-edit
     control: bool = True  # run the control: same M-step, winners drawn at random
     inner: InnerConfig = InnerConfig()
@@ -43,6 +43,8 @@ class KnowledgeConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(seed=0, world_seed=0, edit_tokens=1, eval_contexts=1, reliability_contexts=0)
+        if self.eval_data and not self.data:
+            raise UserError("--eval-data needs --data: the toy world holds out people of its own")
         if unknown := [p for p in (self.prompt, *other_styles(self)) if p not in PROMPTS]:
             raise UserError(f"no prompt {unknown[0]!r}; expected some of {', '.join(PROMPTS)}")
 

@@ -137,7 +137,8 @@ class Run:
             self.config = there if self.config is None else self.config
             if different := list(_differences(there, self.config)):
                 told = ", ".join(f"{k} is {a!r} there, {b!r} here" for k, a, b in different)
-                raise UserError(f"{self.folder} is a run with another configuration ({told})")
+                why = f"is a run with another configuration ({told})"
+                raise UserError(f"{self.folder} {why}: choose another --out")
             self._read_events()
         elif not self.writes:
             raise UserError(f"no run in {self.folder}: expected a folder that `minseal run` makes")

@@ -98,7 +98,7 @@ def test_a_run_its_report_and_the_same_command_again(knowledge, tmp_path, capsys
     before = tree(out)
     main(knowledge)
     told = capsys.readouterr().out
-    assert "steps were done already" in told and all(a["arm"] in told for a in first)
+    assert "steps that were done already" in told and all(a["arm"] in told for a in first)
     assert tree(out)["events.jsonl"] == before["events.jsonl"]
 
     for name in ("report.md", "results.json"):
@@ -487,3 +487,15 @@ def test_help_of_the_commands(capsys, words):
             assert f"minseal {command.split()[0]}" in text
         elif command.startswith(words[0]):
             assert f"minseal {command}: " in text
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
+    """`minseal run ... | head -1`: the pipe is closed while the run still has lines to say."""
+    small = "--rounds 0 --eval-contexts 2 --reliability-contexts 0 --control false".split()
+    command = [sys.executable, "-m", "minseal", "run", "knowledge", *small]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(60) == 1

@@ -442,3 +442,9 @@ def test_a_passage_in_both_files(tmp_path):
 def test_settings_that_do_not_exist(name, value):
     with pytest.raises(UserError, match=f"{name.split('_')[-1].rstrip('s')}.*{value}"):
         KnowledgeConfig(**{name: (value,) if name == "other_prompts" else value})
+
+
+def test_eval_data_without_data_is_refused():
+    """The toy world's task cannot read other passages."""
+    with pytest.raises(UserError, match="--eval-data needs --data"):
+        KnowledgeConfig(eval_data="passages.json")
