@@ -135,7 +135,7 @@ def test_the_command_tells_each_step_and_ends_with_the_table(untrained, tmp_path
     table = out[out.index("\narm ") :]
     main(["run", "continual", "--model", untrained, "--out", str(folder), *OPTIONS])
     again = capsys.readouterr().out
-    assert f"going on: {len(done)} steps were done already" in again
+    assert f"going on after {len(done)} steps that were done already" in again
     assert again[again.index("\narm ") :] == table
     main(["report", str(folder)])
     assert capsys.readouterr().out.strip() in table
