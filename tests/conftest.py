@@ -1,6 +1,7 @@
 """Shared fixtures: tiny random models, their twins in transformers, the pretrained tiny model."""
 
 import copy
+import json
 import math
 import signal
 from pathlib import Path
@@ -212,3 +213,15 @@ def my_names(state, family, config):
         elif not (name == "head.weight" and config.tied):
             out[name] = value
     return out
+
+
+def events(folder):
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def without_seconds(x):
+    """Results, or a log, but for what differs from run to run."""
+    if isinstance(x, dict):
+        return {k: without_seconds(v) for k, v in x.items() if k != "seconds"}
+    return [without_seconds(v) for v in x] if isinstance(x, list) else x

@@ -19,10 +19,8 @@ from ..sample import sample
 from ..selfedit import Document
 from ..tasks import people, rules
 from ..tasks.fewshot import GRID_END, FewShot
+from ..tasks.people import Probes
 from ..tokenizer import Tokenizer, train_ranks
-
-# What a model is measured by: name -> [(prompt ids, expected text), ...]
-Probes = dict[str, list[tuple[list[int], str]]]
 
 
 @dataclass(frozen=True)

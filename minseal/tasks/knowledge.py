@@ -75,12 +75,10 @@ class Knowledge(Task):
 
     def notes(self, text: str) -> list[Note | Question]:
         """A text without directives -> its notes, at most MAX_NOTES."""
-        lines = split_lines(text)
-        if self.style == "self-qa":
-            parts = split_questions(PROMPTS[self.style][1] + text)  # the prompt held 'Question 1:'
-            found = [(find_question(part), " ".join(part.split())) for part in parts]
-            lines = [line_of(question) if question else line for question, line in found]
-        return [self.read_note(line) for line in lines]
+        if self.style != "self-qa":
+            return [self.read_note(line) for line in split_lines(text)]
+        parts = split_questions(PROMPTS[self.style][1] + text)  # the prompt held 'Question 1:'
+        return [find_question(part) or self.read_note(" ".join(part.split())) for part in parts]
 
     def read_note(self, line: str) -> Note | Question:
         """The note that a line says; line_of() backwards."""

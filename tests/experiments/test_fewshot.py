@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import without_seconds
 
 import minseal
 from minseal import InnerConfig, OuterConfig, Trial, UserError, load, try_out
@@ -47,12 +48,6 @@ def go(config, folder, on_step=lambda step, new: None):
     walk(FEWSHOT, config, run, say=list)
     write_report(run, FEWSHOT)
     return json.loads((folder / "results.json").read_text()), run
-
-
-def without_seconds(x):
-    if isinstance(x, dict):
-        return {k: without_seconds(v) for k, v in x.items() if k != "seconds"}
-    return [without_seconds(v) for v in x] if isinstance(x, list) else x
 
 
 @pytest.fixture(scope="module")

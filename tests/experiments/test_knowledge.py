@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from conftest import events, without_seconds
 
 from minseal import GPT, InnerConfig, OuterConfig, UserError, load, save, toy_passages, try_out
 from minseal.experiments.knowledge import KnowledgeConfig, people, split
@@ -41,16 +42,6 @@ def go(config, folder, on_step=lambda step, new: None):
     walk(KNOWLEDGE, config, run, say=list)
     write_report(run, KNOWLEDGE)
     return json.loads((folder / "results.json").read_text())
-
-
-def without_seconds(x):
-    if isinstance(x, dict):
-        return {k: without_seconds(v) for k, v in x.items() if k != "seconds"}
-    return [without_seconds(v) for v in x] if isinstance(x, list) else x
-
-
-def events(folder):
-    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
 def trials_of(folder, *steps):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from conftest import events, without_seconds
 
 from minseal import InnerConfig, Trial, UserError, exam, load, merge_state, toy_passages
 from minseal.commands.cli import main
@@ -70,16 +71,6 @@ def go(config, folder, on_step=lambda step, new: None):
     walk(CONTINUAL, config, run, say=list)
     write_report(run, CONTINUAL)
     return json.loads((folder / "results.json").read_text())
-
-
-def without_seconds(x):
-    if isinstance(x, dict):
-        return {k: without_seconds(v) for k, v in x.items() if k != "seconds"}
-    return [without_seconds(v) for v in x] if isinstance(x, list) else x
-
-
-def events(folder):
-    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
