@@ -75,10 +75,14 @@ class Knowledge(Task):
 
     def notes(self, text: str) -> list[Note | Question]:
         """A text without directives -> its notes, at most MAX_NOTES."""
-        if self.style != "self-qa":
-            return [self.read_note(line) for line in split_lines(text)]
-        parts = split_questions(PROMPTS[self.style][1] + text)  # the prompt held 'Question 1:'
-        return [find_question(part) or self.read_note(" ".join(part.split())) for part in parts]
+        lines = split_lines(text)
+        if self.style == "self-qa":
+            parts = split_questions(PROMPTS[self.style][1] + text)  # the prompt held 'Question 1:'
+            # Each is brought to one line and read from it, as in a notes file: so a question never
+            # holds an 'Answer:' that would be read as its own when the file is read back.
+            found = [(find_question(part), " ".join(part.split())) for part in parts]
+            lines = [line_of(question) if question else line for question, line in found]
+        return [self.read_note(line) for line in lines]
 
     def read_note(self, line: str) -> Note | Question:
         """The note that a line says; line_of() backwards."""

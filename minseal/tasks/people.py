@@ -16,7 +16,7 @@ from numpy.random import Generator, default_rng
 from ..files import UserError
 from ..selfedit import SelfEdit
 from ..tokenizer import Tokenizer
-from .knowledge import Knowledge, Note, line_of
+from .knowledge import Knowledge, Note
 from .passages import Passage
 
 Probes = dict[str, list[tuple[list[int], str]]]  # name -> [(ids of a question, its answer)]
@@ -66,7 +66,7 @@ class People(Knowledge):
     def parse(self, passage: PersonPassage, text: str) -> SelfEdit:
         """As in Knowledge; `chose` also counts the kinds of note: {"implies": 3, "vague": 1}."""
         notes, directives = self.read(text)
-        kinds = dict(Counter(kind_of(line_of(note), passage.person) for note in notes))
+        kinds = dict(Counter(kind_of(note.text, passage.person) for note in notes))
         return self.edit(passage, notes, **directives, chose={**directives, "notes": kinds})
 
     def read_note(self, line: str) -> Note:

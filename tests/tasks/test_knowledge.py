@@ -436,6 +436,7 @@ def test_what_a_text_says_becomes_values():
 
 @pytest.mark.parametrize("style", PROMPTS)
 @given(text=st.lists(LINES).map("\n".join))
+@example(text="lr: 0.01\nAnswer:\n\n\nAnswer:\nlr: 0.01")  # an 'Answer:' inside a question
 def test_notes_written_as_lines_are_read_back(style, text):
     """So notes can be kept in a file, edited, and trained on as if they came from the policy."""
     task = Knowledge(TOKENIZER, style)
