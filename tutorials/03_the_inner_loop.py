@@ -188,8 +188,9 @@ assert general[2, 3] > 0.9 and known[4, 4] < 0.1 < known[0, 0] - known[2, 3], "c
 
 # %% [markdown]
 # **Claim 3.6.** Too little study learns nothing, too much destroys: both corners are far below the
-# default, 0.003 and 8 epochs. **Claim 3.7.** There general knowledge is untouched, but other *people*
-# suffer: what is most like the thing learnt goes first. At the lower right nothing is left at all.
+# default, 0.003 and 8 epochs. **Claim 3.7.** There general knowledge is untouched, but other
+# *people* suffer: what is most like the thing learnt goes first. At the lower right nothing is left
+# at all.
 #
 # ## Exercises
 # 1. **Fill in** `targets_of`: at each place of a row the token to be predicted there, or -1.
