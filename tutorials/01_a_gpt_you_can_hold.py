@@ -1,0 +1,293 @@
+# %% [markdown]
+# # 1. A GPT you can hold
+# **You need** Python and a little PyTorch: tensors, matrix products, `nn.Linear`.
+#
+# **It takes** about 5 s of computing on one core, and an hour of yours.
+#
+# **You will see** every step of a small language model done by hand from its own weights, how it
+# writes, what it knows, and why it learns nothing from being used.
+#
+# **In the code:** [minseal/model.py](../minseal/model.py),
+# [minseal/sample.py](../minseal/sample.py). The paper: SEAL (arXiv 2506.10943), section 1.
+
+# %%
+import math
+
+import matplotlib.pyplot as plt
+import torch
+
+import minseal
+from minseal.commands.pretrain import measure
+from minseal.sample import KVCache, choose, sample
+from minseal.tasks import people
+
+torch.set_num_threads(1)  # matrices this small: a second thread only waits
+torch.set_grad_enabled(False)  # nothing is trained in this tutorial
+model, tokenizer = minseal.load("tiny_data/knowledge")
+
+# %% [markdown]
+# ## 1. Text becomes numbers
+# The model is a Llama of half a million parameters. In pretraining it read about invented people.
+# It sees no letters: the tokenizer cuts a text into pieces and gives each a number. Frequent words
+# are one piece. A name is put together from several, and so is a city.
+
+# %%
+text = "Vadi Dovek was born in Lyon.\nQuestion: Which country is Vadi Dovek from? Answer:"
+ids = torch.tensor(tokenizer.encode(text))  # (T,)
+pieces = lambda ids: [tokenizer.decode([i]).replace("\n", "\\n") for i in ids.tolist()]
+T, V, C, H, D = len(ids), tokenizer.vocab_size, *model.wte.weight.shape[1:], 3, 32
+print("|".join(pieces(ids)))
+print(f"{len(text)} letters, {T} tokens; their ids begin {ids[:5].tolist()}")
+print(f"{model.size():,} parameters, {len(model.blocks)} blocks; {V = }, {C = }, {H = }, {D = }")
+
+# %% [markdown]
+# ## 2. One block by hand
+# Each token is a vector of C numbers. A block adds to it twice. *Attention* fetches something from
+# earlier tokens, the *MLP* works on what is there. In symbols, for x of shape (T, C):
+# 1. **RMSNorm** brings each vector to length $\sqrt C$ and weighs its channels.
+# 2. Each of H heads makes a query, a key and a value of D numbers for every token.
+# 3. **Rotary positions**: pair i of a query or key turns by position times $10000^{-2i/D}$. A turn
+#    is a product with a complex number of length 1. The product of a turned query and a turned key
+#    depends on the difference of their angles: on how far apart they are.
+# 4. The score of two tokens is $q \cdot k / \sqrt D$. A sum of D products spreads like $\sqrt D$:
+#    undivided, softmax would choose one token and ignore the rest. The **causal mask** sets scores
+#    of later tokens to $-\infty$. Softmax turns each row into weights that sum to 1.
+# 5. Each token takes the weighted mean of the values, `o` mixes the heads, x is added back.
+# 6. **SwiGLU**, `down(silu(gate(x)) * up(x))`: `gate` opens or shuts what `up` lets through.
+#
+# **Claim 1.1.** This is `model.blocks[0]`, within 1e-6, and four in a row are `model(ids)`, within
+# 1e-4. float32 keeps 7 digits, and sums in another order differ in the last: logits reach 17, after
+# 20 such sums. A wrong formula, say without $\sqrt D$, is off by more than 0.01.
+
+# %%
+speed = model.config.rope_theta ** (-torch.arange(0, D, 2) / D)  # (D/2,)
+angle = torch.outer(torch.arange(T), speed)  # (T, D/2)
+spin = torch.polar(torch.ones_like(angle), angle)  # (T, D/2), complex
+later = torch.ones(T, T, dtype=torch.bool).triu(1)  # (T, T)
+norm = lambda x, g: x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * g.weight
+turn = lambda x: torch.view_as_real(torch.complex(*x.chunk(2, -1)) * spin).mT.flatten(2)
+
+
+def block(x, its):
+    """x (T, C) -> (T, C), and the attention weights (H, T, T)."""
+    n, a = norm(x, its.norm1), its.attn
+    q, k, v = ((n @ W.weight.T).view(T, H, D).transpose(0, 1) for W in (a.q, a.k, a.v))  # (H, T, D)
+    scores = turn(q) @ turn(k).mT / math.sqrt(D)  # (H, T, T)
+    weights = scores.masked_fill(later, -math.inf).softmax(-1)
+    x = x + (weights @ v).transpose(0, 1).flatten(1) @ a.o.weight.T  # (T, C)
+    n = norm(x, its.norm2)
+    gate, up = n @ its.mlp.gate.weight.T, n @ its.mlp.up.weight.T  # each (T, 256)
+    return x + (gate * gate.sigmoid() * up) @ its.mlp.down.weight.T, weights  # (T, C), (H, T, T)
+
+
+rope = model.cos[:T], model.sin[:T]  # each (T, D)
+x, looks = model.wte.weight[ids], []  # (T, C)
+theirs = model.blocks[0](x[None], rope, None, None, 0)[0]  # (T, C)
+off_block = (block(x, model.blocks[0])[0] - theirs).abs().max()
+for its in model.blocks:
+    x, weights = block(x, its)
+    looks.append(weights)
+logits = norm(x, model.norm) @ model.head.weight.T  # (T, V)
+off_model = (logits - model(ids[None])[0]).abs().max()
+print(f"largest difference: {off_block:.1e} after a block, {off_model:.1e} in the logits")
+print(f"likeliest next token: {tokenizer.decode([int(logits[-1].argmax())])!r}")
+assert off_block < 1e-6 and off_model < 1e-4, "claim 1.1"
+
+# %% [markdown]
+# ## 3. Where it looks
+# The country stands nowhere in the text. The model must find the city, and know its country. Here
+# is head 0 of block 2, counted from 0. A row is a token of the question: from where does it fetch?
+
+# %%
+names, first = pieces(ids), pieces(ids).index("Question")
+plt.figure(figsize=(8, 4), dpi=100, layout="constrained")
+plt.imshow(looks[2][0, first:], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+plt.xticks(range(T), names, rotation=90, fontsize=8)
+plt.yticks(range(T - first), names[first:], fontsize=8)
+plt.gca().set(xlabel="the token looked at (key)", ylabel="the token that looks (query)")
+plt.show()
+
+# %% [markdown]
+# In the last row, where the answer is due, nearly all weight lies on the city. Is this head needed,
+# then? Exercise 2 switches it off.
+# ## 4. What surprises it
+# The **loss** of a token is $-\log p$, p the probability that the model gave to what came: its
+# surprise. Who knows nothing gives each of V tokens the same, and pays $\log V$.
+#
+# **Predict, then run.** In pretraining 36 cities were equally frequent. What do the pieces of
+# "Lyon" cost together? Which words cost nothing?
+
+
+# %%
+def surprise(text):
+    ids = torch.tensor(tokenizer.encode(text))  # (T,)
+    logp = model(ids[None])[0, :-1].log_softmax(-1)  # (T-1, V)
+    return ids[1:], -logp.gather(1, ids[1:, None])[:, 0]  # each (T-1,)
+
+
+read, loss = surprise(
+    "Vadi Dovek was born in Lyon. She works as a nurse.\nVadi Dovek is from France."
+)
+plt.figure(figsize=(8, 3), dpi=100, layout="constrained")
+plt.bar(range(len(read)), loss)
+plt.xticks(range(len(read)), pieces(read), rotation=90, fontsize=8)
+plt.ylabel("loss (nats)")
+plt.show()
+cities, born = people.ATTRIBUTES["city"].implied, "Vadi Dovek was born in"
+costs = torch.tensor([surprise(f"{born} {city}.")[1][8:].sum() for city in cities])  # (36,)
+print(f"'Lyon' {costs[0]:.2f}, mean of the cities {costs.mean():.2f}, log 36 = {math.log(36):.2f}")
+print(f"mean of all tokens of this text {loss.mean():.2f}, log V = {math.log(V):.2f}")
+assert abs(costs.mean() - math.log(36)) < 0.3 and loss.mean() < 2, "claim 1.2"
+
+# %% [markdown]
+# **Claim 1.2.** Where there is a choice, it pays about the logarithm of the number of choices,
+# however many pieces a city has. Where there is none ("in" after "born"), it pays nothing.
+# ## 5. Writing: a distribution and a die
+# Divide the logits by the **temperature**, take the softmax. Lay the probabilities end to end (the
+# cumulative distribution) and roll a die in [0, 1): it falls on a token. High temperatures even the
+# probabilities out, low ones favour the likeliest token; 0 means that it is always taken.
+#
+# **Claim 1.3.** `sample.choose` does just this: the same die gives the same token.
+
+# %%
+start = tokenizer.encode(born)
+last = model(torch.tensor([start]))[0, -1].double()  # (V,)
+dice = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+for temperature in (0.3, 1.0, 1.5):
+    cumulative = (last / temperature).softmax(-1).cumsum(-1)  # (V,)
+    by_hand = [int((cumulative <= die).sum()) for die in dice]
+    assert choose(last.expand(500, V), dice, temperature, 1.0).tolist() == by_hand, "claim 1.3"
+    (written,) = sample(model, tokenizer, [start], 200, 8, temperature, stop=".")
+    real = sum(city.strip() in cities for city in written) / 200
+    print(f"temperature {temperature}: {real:4.0%} real cities, such as{','.join(written[:4])}")
+
+# %% [markdown]
+# Hot, it builds cities that do not exist; cold, it repeats itself.
+# ## 6. Not reading everything again
+# A new token needs the keys and values of all earlier ones. These never change, since nobody looks
+# ahead: they are kept in the **key-value cache**, and only the new token is read.
+#
+# **Predict, then run.** The prompt has 9 tokens, and 40 more are written. How many tokens does the
+# model read without the cache, and how many with it?
+
+# %%
+stories, counts = [], []
+for cache in None, KVCache(model, 1, len(start) + 40):
+    story, new, count = start, start, 0
+    for _ in range(40):
+        story = story + [int(model(torch.tensor([new]), cache=cache)[0, -1].argmax())]
+        new, count = story[-1:] if cache else story, count + len(new)
+    stories, counts = [*stories, tokenizer.decode(story)], [*counts, count]
+print(f"without: {counts[0]} tokens read, with the cache: {counts[1]}\n{stories[1]}")
+assert stories[0] == stories[1] and counts == [sum(range(9, 49)), 9 + 39], "claim 1.4"
+
+# %% [markdown]
+# **Claim 1.4.** The text is the same. It reads 9 + 10 + ... + 48 = 1140 tokens without the cache and
+# 9 + 39 = 48 with it: nothing follows the last token, so that one is never read.
+# ## 7. What it knows
+# *General knowledge*: which country is Lyon in? *Known people*: a hundred, learnt in pretraining.
+# *Strangers*, whom it never met, *closed book*. *Reading*: strangers, the passage in view.
+#
+# **Claim 1.5.** It reads without a fault, knows its world, and of strangers as much as a guess.
+
+# %%
+shares = measure(model, tokenizer, people.probes(tokenizer), stop="\n")
+shares["a guess"] = sum(1 / len({*a.implied.values()}) for a in people.ATTRIBUTES.values()) / 4
+print("\n".join(f"{name:>22}: {share:4.0%} right" for name, share in shares.items()))
+assert min(shares["reading"], shares["general knowledge"]) > 0.95, "claim 1.5"
+assert shares["strangers, closed book"] < 0.25 < 0.6 < shares["known people"], "claim 1.5"
+
+# %% [markdown]
+# ## 8. Why being used teaches it nothing
+# A student who only ever sits open-book exams has the lecture on the table. Now close the book.
+#
+# **Predict, then run.** The model reads 32 passages and answers 4 questions on each. Then it is
+# asked again, without the passage. What share is right? How many weights have changed?
+
+# %%
+before = {name: p.clone() for name, p in model.named_parameters()}
+task, mean = minseal.People(tokenizer), lambda outcomes: sum(o.reward for o in outcomes) / 32
+for world in range(3):
+    passages = minseal.toy_passages(32, world)
+    opened = minseal.exam(model, task, passages, in_context=True)
+    closed = minseal.exam(model, task, passages)
+    print(f"world {world}: book open {mean(opened):4.0%} right, closed {mean(closed):4.0%}")
+    assert mean(opened) > 0.95 and mean(closed) < 0.25, "claim 1.6"
+print(passages[0].text)
+for (question, _), *answers in zip(passages[0].questions, opened[0].answers, closed[0].answers):
+    print(f"  {question:44} open: {answers[0]:10} closed: {answers[1]}")
+assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()), "claim 1.6"
+
+# %% [markdown]
+# **Claim 1.6.** All right, then a guess, and not one bit of the weights differs. Everything it was
+# told was in the keys and values of one text, and is gone when the text is out of sight. To keep
+# something, weights must change: a few of them, cheaply, in tutorial 2. What to train them on is
+# the question of SEAL: the student writes notes, and learns from those.
+# ## Exercises
+# **1. Fill in** causal attention for one head, then run `check_1(attend)`.
+
+
+# %%
+def attend(q, k, v):
+    """q, k, v (T, D) -> (T, D): each token's weighted mean of the values up to its own."""
+    ...  # yours
+
+
+def check_1(f):
+    q, k, v = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(0))  # each (T, D)
+    right = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)  # (T, D)
+    assert torch.allclose(f(q, k, v), right, atol=1e-5), "PyTorch's attention gives something else"
+    print("right")
+
+
+# %% [markdown]
+# **2. Change a setting and explain.** Switch off head 0 of block 2: set its D columns of
+# `model.blocks[2].attn.o.weight` to zero. Look at the grades, open book, of each of the four
+# questions. Then switch off head 0 of block 0 instead. What does a picture of attention not show?
+#
+# **3. Find the mistake.** No weight on a later token remains. What is wrong?
+
+
+# %%
+def mistaken(scores):
+    return scores.softmax(-1).tril()  # (T, T)
+
+
+# %% [markdown]
+# ## Answers
+
+
+# %% jupyter={"source_hidden": true} tags=["answer"]
+def answer_1(q, k, v):
+    scores = q @ k.T / math.sqrt(q.shape[1])  # (T, T)
+    ahead = torch.ones_like(scores, dtype=torch.bool).triu(1)  # (T, T)
+    return scores.masked_fill(ahead, -math.inf).softmax(-1) @ v  # (T, D)
+
+
+check_1(answer_1)
+
+# %% jupyter={"source_hidden": true} tags=["answer"]
+# Without the head that looks at the city nothing is lost: others fetch it too. Without block 0's
+# head 0 the country is lost, and only the country. A picture shows where a head looks. What it is
+# good for, and whether others do the same, shows when it is missing.
+for layer, needed in (2, False), (0, True):
+    o = model.blocks[layer].attn.o.weight
+    o[:, :D] = 0
+    grades = torch.tensor([e.grades for e in minseal.exam(model, task, passages, in_context=True)])
+    o.copy_(before[f"blocks.{layer}.attn.o.weight"])
+    share = grades.mean(0)  # (4,): country, work, animal, food
+    print(f"without head 0 of block {layer}:", share.numpy().round(2))
+    assert (share[0] < 0.5) == needed and share[2:].min() > 0.8
+
+# %% jupyter={"source_hidden": true} tags=["answer"]
+# The mask came after the softmax: later tokens had a part in the sum that each weight was divided
+# by. Rows do not sum to 1, and another last word changes what earlier tokens get.
+mended = lambda scores: scores.masked_fill(later[:5, :5], -math.inf).softmax(-1)
+scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))  # (T, T)
+other = scores + 3 * (torch.arange(5) == 4)  # (T, T), another last word
+for f, is_right in (mistaken, False), (mended, True):
+    assert torch.allclose(f(scores).sum(-1), torch.ones(5)) == is_right
+    assert torch.allclose(f(scores)[:4], f(other)[:4]) == is_right
+
+# %% [markdown]
+# Read on: [tutorial 2](02_lora_by_hand.py). The room: [model.py](../minseal/model.py).
