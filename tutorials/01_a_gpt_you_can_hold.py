@@ -15,6 +15,7 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 
 import minseal
 from minseal.commands.pretrain import measure
@@ -33,7 +34,8 @@ model, tokenizer = minseal.load("tiny_data/knowledge")
 
 # %%
 text = "Vadi Dovek was born in Lyon.\nQuestion: Which country is Vadi Dovek from? Answer:"
-ids = torch.tensor(tokenizer.encode(text))  # (T,)
+encode = lambda text: torch.tensor(tokenizer.encode(text))
+ids = encode(text)  # (T,)
 pieces = lambda ids: [tokenizer.decode([i]).replace("\n", "\\n") for i in ids.tolist()]
 T, V, C, H, D = len(ids), tokenizer.vocab_size, *model.wte.weight.shape[1:], 3, 32
 print("|".join(pieces(ids)))
@@ -68,8 +70,7 @@ norm = lambda x, g: x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * g.weig
 turn = lambda x: torch.view_as_real(torch.complex(*x.chunk(2, -1)) * spin).mT.flatten(2)
 
 
-def block(x, its):
-    """x (T, C) -> (T, C), and the attention weights (H, T, T)."""
+def block(x, its):  # x (T, C)
     n, a = norm(x, its.norm1), its.attn
     q, k, v = ((n @ W.weight.T).view(T, H, D).transpose(0, 1) for W in (a.q, a.k, a.v))  # (H, T, D)
     scores = turn(q) @ turn(k).mT / math.sqrt(D)  # (H, T, T)
@@ -82,15 +83,15 @@ def block(x, its):
 
 rope = model.cos[:T], model.sin[:T]  # each (T, D)
 x, looks = model.wte.weight[ids], []  # (T, C)
-theirs = model.blocks[0](x[None], rope, None, None, 0)[0]  # (T, C)
-off_block = (block(x, model.blocks[0])[0] - theirs).abs().max()
+off_block = (
+    (block(x, model.blocks[0])[0] - model.blocks[0](x[None], rope, None, None, 0)).abs().max()
+)
 for its in model.blocks:
     x, weights = block(x, its)
     looks.append(weights)
 logits = norm(x, model.norm) @ model.head.weight.T  # (T, V)
 off_model = (logits - model(ids[None])[0]).abs().max()
 print(f"largest difference: {off_block:.1e} after a block, {off_model:.1e} in the logits")
-print(f"likeliest next token: {tokenizer.decode([int(logits[-1].argmax())])!r}")
 assert off_block < 1e-6 and off_model < 1e-4, "claim 1.1"
 
 # %% [markdown]
@@ -117,24 +118,17 @@ plt.show()
 # **Predict, then run.** In pretraining 36 cities were equally frequent. What do the pieces of
 # "Lyon" cost together? Which words cost nothing?
 
-
 # %%
-def surprise(text):
-    ids = torch.tensor(tokenizer.encode(text))  # (T,)
-    logp = model(ids[None])[0, :-1].log_softmax(-1)  # (T-1, V)
-    return ids[1:], -logp.gather(1, ids[1:, None])[:, 0]  # each (T-1,)
-
-
-read, loss = surprise(
-    "Vadi Dovek was born in Lyon. She works as a nurse.\nVadi Dovek is from France."
-)
+surprise = lambda ids: F.cross_entropy(model(ids[None])[0, :-1], ids[1:], reduction="none")
+told = encode("Vadi Dovek was born in Lyon. She works as a nurse.\nVadi Dovek is from France.")
+loss = surprise(told)  # (T-1,)
 plt.figure(figsize=(8, 3), dpi=100, layout="constrained")
-plt.bar(range(len(read)), loss)
-plt.xticks(range(len(read)), pieces(read), rotation=90, fontsize=8)
+plt.bar(range(len(loss)), loss)
+plt.xticks(range(len(loss)), pieces(told[1:]), rotation=90, fontsize=8)
 plt.ylabel("loss (nats)")
 plt.show()
 cities, born = people.ATTRIBUTES["city"].implied, "Vadi Dovek was born in"
-costs = torch.tensor([surprise(f"{born} {city}.")[1][8:].sum() for city in cities])  # (36,)
+costs = torch.tensor([surprise(encode(f"{born} {city}."))[8:].sum() for city in cities])  # (36,)
 print(f"'Lyon' {costs[0]:.2f}, mean of the cities {costs.mean():.2f}, log 36 = {math.log(36):.2f}")
 print(f"mean of all tokens of this text {loss.mean():.2f}, log V = {math.log(V):.2f}")
 assert abs(costs.mean() - math.log(36)) < 0.3 and loss.mean() < 2, "claim 1.2"
@@ -184,45 +178,37 @@ assert stories[0] == stories[1] and counts == [sum(range(9, 49)), 9 + 39], "clai
 # %% [markdown]
 # **Claim 1.4.** The text is the same. It reads 9 + 10 + ... + 48 = 1140 tokens without the cache and
 # 9 + 39 = 48 with it: nothing follows the last token, so that one is never read.
-# ## 7. What it knows
+# ## 7. What it knows, and why being used teaches it nothing
 # *General knowledge*: which country is Lyon in? *Known people*: a hundred, learnt in pretraining.
-# *Strangers*, whom it never met, *closed book*. *Reading*: strangers, the passage in view.
+# *Reading*: 200 questions on strangers, the passage in view. *Closed book*: the same, without it.
+# A student who only ever sits open-book exams has the lecture on the table. Then the book is closed.
 #
-# **Claim 1.5.** It reads without a fault, knows its world, and of strangers as much as a guess.
-
-# %%
-shares = measure(model, tokenizer, people.probes(tokenizer), stop="\n")
-shares["a guess"] = sum(1 / len({*a.implied.values()}) for a in people.ATTRIBUTES.values()) / 4
-print("\n".join(f"{name:>22}: {share:4.0%} right" for name, share in shares.items()))
-assert min(shares["reading"], shares["general knowledge"]) > 0.95, "claim 1.5"
-assert shares["strangers, closed book"] < 0.25 < 0.6 < shares["known people"], "claim 1.5"
-
-# %% [markdown]
-# ## 8. Why being used teaches it nothing
-# A student who only ever sits open-book exams has the lecture on the table. Now close the book.
-#
-# **Predict, then run.** The model reads 32 passages and answers 4 questions on each. Then it is
-# asked again, without the passage. What share is right? How many weights have changed?
+# **Predict, then run.** The model has read all the passages and answered. Which share of the same
+# questions is right afterwards, book closed? How many weights have changed?
 
 # %%
 before = {name: p.clone() for name, p in model.named_parameters()}
-task, mean = minseal.People(tokenizer), lambda outcomes: sum(o.reward for o in outcomes) / 32
-for world in range(3):
-    passages = minseal.toy_passages(32, world)
-    opened = minseal.exam(model, task, passages, in_context=True)
-    closed = minseal.exam(model, task, passages)
-    print(f"world {world}: book open {mean(opened):4.0%} right, closed {mean(closed):4.0%}")
-    assert mean(opened) > 0.95 and mean(closed) < 0.25, "claim 1.6"
+shares = measure(model, tokenizer, people.probes(tokenizer), stop="\n")
+shares["a guess"] = sum(1 / len({*a.implied.values()}) for a in people.ATTRIBUTES.values()) / 4
+print("\n".join(f"{name:>22}: {share:4.0%} right" for name, share in shares.items()))
+task, passages = minseal.People(tokenizer), minseal.toy_passages(32, world_seed=0)
+opened, closed = (
+    minseal.exam(model, task, passages, in_context=True),
+    minseal.exam(model, task, passages),
+)
 print(passages[0].text)
 for (question, _), *answers in zip(passages[0].questions, opened[0].answers, closed[0].answers):
     print(f"  {question:44} open: {answers[0]:10} closed: {answers[1]}")
+assert min(shares["reading"], shares["general knowledge"]) > 0.95, "claim 1.5"
+assert shares["strangers, closed book"] < 0.25 < 0.6 < shares["known people"], "claim 1.5"
 assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()), "claim 1.6"
 
 # %% [markdown]
-# **Claim 1.6.** All right, then a guess, and not one bit of the weights differs. Everything it was
-# told was in the keys and values of one text, and is gone when the text is out of sight. To keep
-# something, weights must change: a few of them, cheaply, in tutorial 2. What to train them on is
-# the question of SEAL: the student writes notes, and learns from those.
+# **Claim 1.5.** It reads without a fault and knows its world, most known people too. Closed book it
+# knows of strangers what a guess knows. **Claim 1.6.** Not one bit of the weights has changed.
+# Everything it was told was in the keys and values of one text, and is gone when the text is out of
+# sight. To keep something, weights must change: a few of them, cheaply, in tutorial 2. What to train
+# them on is the question of SEAL: the student writes notes, and learns from those.
 # ## Exercises
 # **1. Fill in** causal attention for one head, then run `check_1(attend)`.
 
@@ -235,7 +221,7 @@ def attend(q, k, v):
 
 def check_1(f):
     q, k, v = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(0))  # each (T, D)
-    right = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)  # (T, D)
+    right = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (T, D)
     assert torch.allclose(f(q, k, v), right, atol=1e-5), "PyTorch's attention gives something else"
     print("right")
 
@@ -247,11 +233,8 @@ def check_1(f):
 #
 # **3. Find the mistake.** No weight on a later token remains. What is wrong?
 
-
 # %%
-def mistaken(scores):
-    return scores.softmax(-1).tril()  # (T, T)
-
+mistaken = lambda scores: scores.softmax(-1).tril()  # (T, T)
 
 # %% [markdown]
 # ## Answers
@@ -260,16 +243,15 @@ def mistaken(scores):
 # %% jupyter={"source_hidden": true} tags=["answer"]
 def answer_1(q, k, v):
     scores = q @ k.T / math.sqrt(q.shape[1])  # (T, T)
-    ahead = torch.ones_like(scores, dtype=torch.bool).triu(1)  # (T, T)
-    return scores.masked_fill(ahead, -math.inf).softmax(-1) @ v  # (T, D)
+    return scores.masked_fill(later[: len(q), : len(q)], -math.inf).softmax(-1) @ v  # (T, D)
 
 
 check_1(answer_1)
 
 # %% jupyter={"source_hidden": true} tags=["answer"]
-# Without the head that looks at the city nothing is lost: others fetch it too. Without block 0's
-# head 0 the country is lost, and only the country. A picture shows where a head looks. What it is
-# good for, and whether others do the same, shows when it is missing.
+# Without the head that looks at the city the countries are still right; it is some workplaces that
+# go. Block 0's head 0 is the one they need. A picture shows where a head looks, not what for, nor
+# whether another does the same. That shows when the head is missing.
 for layer, needed in (2, False), (0, True):
     o = model.blocks[layer].attn.o.weight
     o[:, :D] = 0
