@@ -4,11 +4,9 @@
 #
 # **It takes** about 5 s of computing on one core, and an hour of yours.
 #
-# **You will see** every step of a small language model done by hand from its own weights, how it
-# writes, what it knows, and why it learns nothing from being used.
+# **You will see** a small language model done by hand, what it knows, why use teaches it nothing.
 #
-# **In the code:** [minseal/model.py](../minseal/model.py),
-# [minseal/sample.py](../minseal/sample.py). The paper: SEAL (arXiv 2506.10943), section 1.
+# **In the code:** [minseal/model.py](../minseal/model.py) and sample.py; paper: SEAL, section 1.
 
 # %%
 import math
@@ -28,18 +26,16 @@ model, tokenizer = minseal.load("tiny_data/knowledge")
 
 # %% [markdown]
 # ## 1. Text becomes numbers
-# The model is a Llama of half a million parameters. In pretraining it read about invented people.
-# It sees no letters: the tokenizer cuts a text into pieces and gives each a number. Frequent words
-# are one piece. A name is put together from several, and so is a city.
+# The model is a small Llama, pretrained on texts about invented people. It sees no letters: the
+# tokenizer cuts a text into pieces, each with a number. Frequent words are one, names several.
 
 # %%
 text = "Vadi Dovek was born in Lyon.\nQuestion: Which country is Vadi Dovek from? Answer:"
 encode = lambda text: torch.tensor(tokenizer.encode(text))
-ids = encode(text)  # (T,)
 pieces = lambda ids: [tokenizer.decode([i]).replace("\n", "\\n") for i in ids.tolist()]
-T, V, C, H, D = len(ids), tokenizer.vocab_size, *model.wte.weight.shape[1:], 3, 32
-print("|".join(pieces(ids)))
-print(f"{len(text)} letters, {T} tokens; their ids begin {ids[:5].tolist()}")
+ids = encode(text)  # (T,)
+T, V, C, H, D = len(ids), tokenizer.vocab_size, 96, 3, 32
+print(f"{'|'.join(pieces(ids))}\n{len(text)} letters, {T} tokens, which begin {ids[:5].tolist()}")
 print(f"{model.size():,} parameters, {len(model.blocks)} blocks; {V = }, {C = }, {H = }, {D = }")
 
 # %% [markdown]
@@ -48,22 +44,19 @@ print(f"{model.size():,} parameters, {len(model.blocks)} blocks; {V = }, {C = },
 # earlier tokens, the *MLP* works on what is there. In symbols, for x of shape (T, C):
 # 1. **RMSNorm** brings each vector to length $\sqrt C$ and weighs its channels.
 # 2. Each of H heads makes a query, a key and a value of D numbers for every token.
-# 3. **Rotary positions**: pair i of a query or key turns by position times $10000^{-2i/D}$. A turn
-#    is a product with a complex number of length 1. The product of a turned query and a turned key
-#    depends on the difference of their angles: on how far apart they are.
-# 4. The score of two tokens is $q \cdot k / \sqrt D$. A sum of D products spreads like $\sqrt D$:
-#    undivided, softmax would choose one token and ignore the rest. The **causal mask** sets scores
-#    of later tokens to $-\infty$. Softmax turns each row into weights that sum to 1.
+# 3. **Rotary positions**: pair i of a query or key turns by position times $10000^{-2i/D}$, as a
+#    product with a complex number of length 1. Only the distance of two tokens then counts.
+# 4. The score of two tokens is $q \cdot k / \sqrt D$: a sum of D products spreads like $\sqrt D$,
+#    and softmax would choose one token alone. The **causal mask** sets the scores of later tokens
+#    to $-\infty$. Softmax turns each row into weights that sum to 1.
 # 5. Each token takes the weighted mean of the values, `o` mixes the heads, x is added back.
 # 6. **SwiGLU**, `down(silu(gate(x)) * up(x))`: `gate` opens or shuts what `up` lets through.
 #
-# **Claim 1.1.** This is `model.blocks[0]`, within 1e-6, and four in a row are `model(ids)`, within
-# 1e-4. float32 keeps 7 digits, and sums in another order differ in the last: logits reach 17, after
-# 20 such sums. A wrong formula, say without $\sqrt D$, is off by more than 0.01.
+# **Claim 1.1.** This is `model.blocks[0]` within 1e-6, and four in a row are `model(ids)` within
+# 1e-4: float32 keeps 7 digits, and logits reach 17. A wrong formula is off by more than 0.01.
 
 # %%
-speed = model.config.rope_theta ** (-torch.arange(0, D, 2) / D)  # (D/2,)
-angle = torch.outer(torch.arange(T), speed)  # (T, D/2)
+angle = torch.outer(torch.arange(T), 10_000.0 ** (-torch.arange(0, D, 2) / D))  # (T, D/2)
 spin = torch.polar(torch.ones_like(angle), angle)  # (T, D/2), complex
 later = torch.ones(T, T, dtype=torch.bool).triu(1)  # (T, T)
 norm = lambda x, g: x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * g.weight
@@ -81,11 +74,9 @@ def block(x, its):  # x (T, C)
     return x + (gate * gate.sigmoid() * up) @ its.mlp.down.weight.T, weights  # (T, C), (H, T, T)
 
 
-rope = model.cos[:T], model.sin[:T]  # each (T, D)
-x, looks = model.wte.weight[ids], []  # (T, C)
-off_block = (
-    (block(x, model.blocks[0])[0] - model.blocks[0](x[None], rope, None, None, 0)).abs().max()
-)
+x, looks, rope = model.wte.weight[ids], [], (model.cos[:T], model.sin[:T])  # x: (T, C)
+theirs = model.blocks[0](x[None], rope, None, None, 0)  # (B, T, C), B = 1
+off_block = (block(x, model.blocks[0])[0] - theirs).abs().max()
 for its in model.blocks:
     x, weights = block(x, its)
     looks.append(weights)
@@ -109,8 +100,7 @@ plt.gca().set(xlabel="the token looked at (key)", ylabel="the token that looks (
 plt.show()
 
 # %% [markdown]
-# In the last row, where the answer is due, nearly all weight lies on the city. Is this head needed,
-# then? Exercise 2 switches it off.
+# In the last row, where the answer is due, nearly all weight lies on the city: see exercise 2.
 # ## 4. What surprises it
 # The **loss** of a token is $-\log p$, p the probability that the model gave to what came: its
 # surprise. Who knows nothing gives each of V tokens the same, and pays $\log V$.
@@ -121,27 +111,23 @@ plt.show()
 # %%
 surprise = lambda ids: F.cross_entropy(model(ids[None])[0, :-1], ids[1:], reduction="none")
 told = encode("Vadi Dovek was born in Lyon. She works as a nurse.\nVadi Dovek is from France.")
-loss = surprise(told)  # (T-1,)
 plt.figure(figsize=(8, 3), dpi=100, layout="constrained")
-plt.bar(range(len(loss)), loss)
-plt.xticks(range(len(loss)), pieces(told[1:]), rotation=90, fontsize=8)
-plt.ylabel("loss (nats)")
+plt.bar(range(1, len(told)), surprise(told))
+plt.xticks(range(1, len(told)), pieces(told[1:]), rotation=90, fontsize=8)
+plt.ylabel(f"loss (log V is {math.log(V):.2f})")
 plt.show()
 cities, born = people.ATTRIBUTES["city"].implied, "Vadi Dovek was born in"
 costs = torch.tensor([surprise(encode(f"{born} {city}."))[8:].sum() for city in cities])  # (36,)
 print(f"'Lyon' {costs[0]:.2f}, mean of the cities {costs.mean():.2f}, log 36 = {math.log(36):.2f}")
-print(f"mean of all tokens of this text {loss.mean():.2f}, log V = {math.log(V):.2f}")
-assert abs(costs.mean() - math.log(36)) < 0.3 and loss.mean() < 2, "claim 1.2"
+assert abs(costs.mean() - math.log(36)) < 0.3 and surprise(told).mean() < 2, "claim 1.2"
 
 # %% [markdown]
 # **Claim 1.2.** Where there is a choice, it pays about the logarithm of the number of choices,
 # however many pieces a city has. Where there is none ("in" after "born"), it pays nothing.
 # ## 5. Writing: a distribution and a die
-# Divide the logits by the **temperature**, take the softmax. Lay the probabilities end to end (the
-# cumulative distribution) and roll a die in [0, 1): it falls on a token. High temperatures even the
-# probabilities out, low ones favour the likeliest token; 0 means that it is always taken.
-#
-# **Claim 1.3.** `sample.choose` does just this: the same die gives the same token.
+# Divide the logits by the **temperature**, take the softmax, lay the probabilities end to end (the
+# cumulative distribution) and roll a die in [0, 1): it falls on a token. Low temperatures favour
+# the likeliest; 0 means that it is always taken. **Claim 1.3.** `sample.choose` does just this.
 
 # %%
 start = tokenizer.encode(born)
@@ -153,10 +139,10 @@ for temperature in (0.3, 1.0, 1.5):
     assert choose(last.expand(500, V), dice, temperature, 1.0).tolist() == by_hand, "claim 1.3"
     (written,) = sample(model, tokenizer, [start], 200, 8, temperature, stop=".")
     real = sum(city.strip() in cities for city in written) / 200
-    print(f"temperature {temperature}: {real:4.0%} real cities, such as{','.join(written[:4])}")
+    print(f"temperature {temperature}: {real:4.0%} real cities; it wrote{','.join(written[:8])}")
 
 # %% [markdown]
-# Hot, it builds cities that do not exist; cold, it repeats itself.
+# Hot, it builds cities that do not exist. Cold, it repeats itself.
 # ## 6. Not reading everything again
 # A new token needs the keys and values of all earlier ones. These never change, since nobody looks
 # ahead: they are kept in the **key-value cache**, and only the new token is read.
@@ -171,19 +157,18 @@ for cache in None, KVCache(model, 1, len(start) + 40):
     for _ in range(40):
         story = story + [int(model(torch.tensor([new]), cache=cache)[0, -1].argmax())]
         new, count = story[-1:] if cache else story, count + len(new)
-    stories, counts = [*stories, tokenizer.decode(story)], [*counts, count]
-print(f"without: {counts[0]} tokens read, with the cache: {counts[1]}\n{stories[1]}")
+    stories, counts = [*stories, story], [*counts, count]
+print(f"without: {counts[0]} tokens read, with: {counts[1]}\n{tokenizer.decode(story)}")
 assert stories[0] == stories[1] and counts == [sum(range(9, 49)), 9 + 39], "claim 1.4"
 
 # %% [markdown]
-# **Claim 1.4.** The text is the same. It reads 9 + 10 + ... + 48 = 1140 tokens without the cache and
-# 9 + 39 = 48 with it: nothing follows the last token, so that one is never read.
+# **Claim 1.4.** The same text. Without the cache it reads 9 + 10 + ... + 48 = 1140 tokens, with it
+# 9 + 39 = 48: nothing follows the last token, so that one is never read.
 # ## 7. What it knows, and why being used teaches it nothing
-# *General knowledge*: which country is Lyon in? *Known people*: a hundred, learnt in pretraining.
-# *Reading*: 200 questions on strangers, the passage in view. *Closed book*: the same, without it.
-# A student who only ever sits open-book exams has the lecture on the table. Then the book is closed.
+# *Known people* are a hundred, learnt in pretraining. *Reading* asks 200 questions on strangers,
+# the passage in view; *closed book* is the same without it, as an exam after a lecture.
 #
-# **Predict, then run.** The model has read all the passages and answered. Which share of the same
+# **Predict, then run.** It has read all the passages and answered. Which share of the same
 # questions is right afterwards, book closed? How many weights have changed?
 
 # %%
@@ -192,23 +177,20 @@ shares = measure(model, tokenizer, people.probes(tokenizer), stop="\n")
 shares["a guess"] = sum(1 / len({*a.implied.values()}) for a in people.ATTRIBUTES.values()) / 4
 print("\n".join(f"{name:>22}: {share:4.0%} right" for name, share in shares.items()))
 task, passages = minseal.People(tokenizer), minseal.toy_passages(32, world_seed=0)
-opened, closed = (
-    minseal.exam(model, task, passages, in_context=True),
-    minseal.exam(model, task, passages),
-)
+sit = lambda in_context: minseal.exam(model, task, passages, in_context=in_context)
 print(passages[0].text)
-for (question, _), *answers in zip(passages[0].questions, opened[0].answers, closed[0].answers):
-    print(f"  {question:44} open: {answers[0]:10} closed: {answers[1]}")
+for (ask, _), *said in zip(passages[0].questions, sit(True)[0].answers, sit(False)[0].answers):
+    print(f"  {ask:44} open: {said[0]:10} closed: {said[1]}")
 assert min(shares["reading"], shares["general knowledge"]) > 0.95, "claim 1.5"
 assert shares["strangers, closed book"] < 0.25 < 0.6 < shares["known people"], "claim 1.5"
 assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()), "claim 1.6"
 
 # %% [markdown]
-# **Claim 1.5.** It reads without a fault and knows its world, most known people too. Closed book it
+# **Claim 1.5.** It reads without a fault, knows its world, and most known people. Closed book, it
 # knows of strangers what a guess knows. **Claim 1.6.** Not one bit of the weights has changed.
 # Everything it was told was in the keys and values of one text, and is gone when the text is out of
-# sight. To keep something, weights must change: a few of them, cheaply, in tutorial 2. What to train
-# them on is the question of SEAL: the student writes notes, and learns from those.
+# sight: a student who only ever sits open-book exams. To keep something, weights must change:
+# cheaply, in tutorial 2; on notes that the student writes, in SEAL.
 # ## Exercises
 # **1. Fill in** causal attention for one head, then run `check_1(attend)`.
 
@@ -227,9 +209,9 @@ def check_1(f):
 
 
 # %% [markdown]
-# **2. Change a setting and explain.** Switch off head 0 of block 2: set its D columns of
-# `model.blocks[2].attn.o.weight` to zero. Look at the grades, open book, of each of the four
-# questions. Then switch off head 0 of block 0 instead. What does a picture of attention not show?
+# **2. Change a setting and explain.** Set the first D columns of `model.blocks[2].attn.o.weight` to
+# zero: head 0 of block 2 is off. Look at the share of each of the four questions, open book. Then
+# do it in block 0 instead. What does a picture of attention not show?
 #
 # **3. Find the mistake.** No weight on a later token remains. What is wrong?
 
@@ -239,32 +221,26 @@ mistaken = lambda scores: scores.softmax(-1).tril()  # (T, T)
 # %% [markdown]
 # ## Answers
 
-
 # %% jupyter={"source_hidden": true} tags=["answer"]
-def answer_1(q, k, v):
-    scores = q @ k.T / math.sqrt(q.shape[1])  # (T, T)
-    return scores.masked_fill(later[: len(q), : len(q)], -math.inf).softmax(-1) @ v  # (T, D)
-
-
+# Mask first, then softmax. The sum of the values is a matrix product.
+mended = lambda s: s.masked_fill(later[: len(s), : len(s)], -math.inf).softmax(-1)  # (T, T)
+answer_1 = lambda q, k, v: mended(q @ k.T / math.sqrt(q.shape[1])) @ v  # (T, D)
 check_1(answer_1)
 
 # %% jupyter={"source_hidden": true} tags=["answer"]
-# Without the head that looks at the city the countries are still right; it is some workplaces that
-# go. Block 0's head 0 is the one they need. A picture shows where a head looks, not what for, nor
-# whether another does the same. That shows when the head is missing.
+# Without the head that looks at the city, countries are still right, and some workplaces are lost.
+# Block 0's head 0 is what countries need. A picture shows where a head looks, not what for.
 for layer, needed in (2, False), (0, True):
     o = model.blocks[layer].attn.o.weight
     o[:, :D] = 0
-    grades = torch.tensor([e.grades for e in minseal.exam(model, task, passages, in_context=True)])
+    share = torch.tensor([e.grades for e in sit(in_context=True)]).mean(0)  # (4,), by question
     o.copy_(before[f"blocks.{layer}.attn.o.weight"])
-    share = grades.mean(0)  # (4,): country, work, animal, food
     print(f"without head 0 of block {layer}:", share.numpy().round(2))
     assert (share[0] < 0.5) == needed and share[2:].min() > 0.8
 
 # %% jupyter={"source_hidden": true} tags=["answer"]
 # The mask came after the softmax: later tokens had a part in the sum that each weight was divided
 # by. Rows do not sum to 1, and another last word changes what earlier tokens get.
-mended = lambda scores: scores.masked_fill(later[:5, :5], -math.inf).softmax(-1)
 scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))  # (T, T)
 other = scores + 3 * (torch.arange(5) == 4)  # (T, T), another last word
 for f, is_right in (mistaken, False), (mended, True):
