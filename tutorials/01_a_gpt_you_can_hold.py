@@ -104,7 +104,6 @@ plt.show()
 # ## 4. What surprises it
 # The **loss** of a token is $-\log p$, p the probability that the model gave to what came: its
 # surprise. Who knows nothing gives each of V tokens the same, and pays $\log V$.
-#
 # **Predict, then run.** In pretraining 36 cities were equally frequent. What do the pieces of
 # "Lyon" cost together? Which words cost nothing?
 
@@ -123,7 +122,8 @@ assert abs(costs.mean() - math.log(36)) < 0.3 and surprise(told).mean() < 2, "cl
 
 # %% [markdown]
 # **Claim 1.2.** Where there is a choice, it pays about the logarithm of the number of choices,
-# however many pieces a city has. Where there is none ("in" after "born"), it pays nothing.
+# however many pieces a city has. Where there is none ("in" after "born") it pays nothing. The line
+# end costs more than log V: it never saw a passage end after two facts, and being sure is dear.
 # ## 5. Writing: a distribution and a die
 # Divide the logits by the **temperature**, take the softmax, lay the probabilities end to end (the
 # cumulative distribution) and roll a die in [0, 1): it falls on a token. Low temperatures favour
@@ -146,7 +146,6 @@ for temperature in (0.3, 1.0, 1.5):
 # ## 6. Not reading everything again
 # A new token needs the keys and values of all earlier ones. These never change, since nobody looks
 # ahead: they are kept in the **key-value cache**, and only the new token is read.
-#
 # **Predict, then run.** The prompt has 9 tokens, and 40 more are written. How many tokens does the
 # model read without the cache, and how many with it?
 
