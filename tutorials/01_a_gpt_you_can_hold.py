@@ -142,7 +142,7 @@ for temperature in (0.3, 1.0, 1.5):
     print(f"temperature {temperature}: {real:4.0%} real cities; it wrote{','.join(written[:8])}")
 
 # %% [markdown]
-# Hot, it builds cities that do not exist. Cold, it repeats itself.
+# Hot, it builds cities that do not exist. Cold, the likeliest come more often.
 # ## 6. Not reading everything again
 # A new token needs the keys and values of all earlier ones. These never change, since nobody looks
 # ahead: they are kept in the **key-value cache**, and only the new token is read.

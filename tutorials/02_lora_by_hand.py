@@ -2,7 +2,7 @@
 # # 2. LoRA by hand
 # **You need** tutorial 1, and to have trained some model with PyTorch before.
 #
-# **It takes** about NN s of computing on one core, and an hour of yours.
+# **It takes** about 15 s of computing on one core, and an hour of yours.
 #
 # **You will see** how few numbers learn a passage, and how many students study in one model.
 #
