@@ -1,12 +1,9 @@
 # %% [markdown]
 # # 1. A GPT you can hold
-# **You need** Python and a little PyTorch: tensors, matrix products, `nn.Linear`.
-#
-# **It takes** about 5 s of computing on one core, and an hour of yours.
-#
-# **You will see** a small language model done by hand, what it knows, why use teaches it nothing.
-#
-# **In the code:** [minseal/model.py](../minseal/model.py) and sample.py; paper: SEAL, section 1.
+# - **You need** Python and a little PyTorch: tensors, matrix products, `nn.Linear`.
+# - **It takes** about 5 s of computing on one core, and an hour of yours.
+# - **You will see** a language model by hand, what it knows, and why use teaches it nothing.
+# - **In the code:** [model.py](../minseal/model.py); in the paper: section 1.
 
 # %%
 import math
@@ -34,7 +31,8 @@ text = "Vadi Dovek was born in Lyon.\nQuestion: Which country is Vadi Dovek from
 encode = lambda text: torch.tensor(tokenizer.encode(text))
 pieces = lambda ids: [tokenizer.decode([i]).replace("\n", "\\n") for i in ids.tolist()]
 ids = encode(text)  # (T,)
-T, V, C, H, D = len(ids), tokenizer.vocab_size, 96, 3, 32
+T, V, c = len(ids), tokenizer.vocab_size, model.config
+C, H, D = c.n_embd, c.n_head, c.head_dim
 print(f"{'|'.join(pieces(ids))}\n{len(text)} letters, {T} tokens, which begin {ids[:5].tolist()}")
 print(f"{model.size():,} parameters, {len(model.blocks)} blocks; {V = }, {C = }, {H = }, {D = }")
 
@@ -104,6 +102,7 @@ plt.show()
 # ## 4. What surprises it
 # The **loss** of a token is $-\log p$, p the probability that the model gave to what came: its
 # surprise. Who knows nothing gives each of V tokens the same, and pays $\log V$.
+#
 # **Predict, then run.** In pretraining 36 cities were equally frequent. What do the pieces of
 # "Lyon" cost together? Which words cost nothing?
 
@@ -144,19 +143,21 @@ for temperature in (0.3, 1.0, 1.5):
 # %% [markdown]
 # Hot, it builds cities that do not exist. Cold, the likeliest come more often.
 # ## 6. Not reading everything again
-# A new token needs the keys and values of all earlier ones. These never change, since nobody looks
-# ahead: they are kept in the **key-value cache**, and only the new token is read.
+# A new token needs the keys and values of all earlier ones. They never change, for nobody looks
+# ahead: the **key-value cache** keeps them, and only the new token is read.
+#
 # **Predict, then run.** The prompt has 9 tokens, and 40 more are written. How many tokens does the
 # model read without the cache, and how many with it?
 
 # %%
-stories, counts = [], []
-for cache in None, KVCache(model, 1, len(start) + 40):
-    story, new, count = start, start, 0
+stories, counts = [], [0, 0]
+for i, cache in enumerate([None, KVCache(model, 1, len(start) + 40)]):
+    story = new = start
     for _ in range(40):
         story = story + [int(model(torch.tensor([new]), cache=cache)[0, -1].argmax())]
-        new, count = story[-1:] if cache else story, count + len(new)
-    stories, counts = [*stories, story], [*counts, count]
+        counts[i] += len(new)
+        new = story[-1:] if cache else story  # what the model reads next
+    stories.append(story)
 print(f"without: {counts[0]} tokens read, with: {counts[1]}\n{tokenizer.decode(story)}")
 assert stories[0] == stories[1] and counts == [sum(range(9, 49)), 9 + 39], "claim 1.4"
 
@@ -166,7 +167,6 @@ assert stories[0] == stories[1] and counts == [sum(range(9, 49)), 9 + 39], "clai
 # ## 7. What it knows, and why being used teaches it nothing
 # *Known people* are a hundred, learnt in pretraining. *Reading* asks 200 questions on strangers,
 # the passage in view; *closed book* is the same without it, as an exam after a lecture.
-#
 # **Predict, then run.** It has read all the passages and answered. Which share of the same
 # questions is right afterwards, book closed? How many weights have changed?
 
@@ -247,4 +247,4 @@ for f, is_right in (mistaken, False), (mended, True):
     assert torch.allclose(f(scores)[:4], f(other)[:4]) == is_right
 
 # %% [markdown]
-# Read on: [tutorial 2](02_lora_by_hand.py). The room: [model.py](../minseal/model.py).
+# Read on: [tutorial 2](02_lora_by_hand.ipynb). The room: [model.py](../minseal/model.py).

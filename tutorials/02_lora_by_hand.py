@@ -1,12 +1,9 @@
 # %% [markdown]
 # # 2. LoRA by hand
-# **You need** tutorial 1, and to have trained some model with PyTorch before.
-#
-# **It takes** about 15 s of computing on one core, and an hour of yours.
-#
-# **You will see** how few numbers learn a passage, and how many students study in one model.
-#
-# **In the code:** [minseal/lora.py](../minseal/lora.py). LoRA (arXiv 2106.09685), section 4.
+# - **You need** [tutorial 1](01_a_gpt_you_can_hold.ipynb), and to have trained a model in PyTorch.
+# - **It takes** about 15 s of computing on one core, and an hour of yours.
+# - **You will see** how few numbers learn a passage, and how many students study in one model.
+# - **In the code:** [lora.py](../minseal/lora.py); the LoRA paper (arXiv 2106.09685), section 4.
 
 # %%
 import copy
@@ -31,9 +28,10 @@ twin = copy.deepcopy(model)  # to compare with, and to merge into
 # A linear layer computes $y = x W^\top$. To learn something, add to $W$ (out, in) a product of two
 # thin matrices, B (out, R) and A (R, in). R is the **rank**. $W$ itself stays as it is:
 # $$y = x W^\top + \frac{\alpha}{R}\,(x A^\top) B^\top$$
-# $x A^\top$ has R numbers: what the update notices in x. B says what to do about each. **Claim
-# 2.1.** `LoRALinear` computes this (to 1e-5: float32, sums of 256 terms of size 1), and its update
-# has rank R.
+# $x A^\top$ has R numbers: what the update notices in x. B says what to do about each.
+#
+# **Claim 2.1.** `LoRALinear` computes this (to 1e-5: float32, sums of 256 terms of size 1), and its
+# update has rank R.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -50,6 +48,7 @@ assert off < 1e-5 and rank == 4, "claim 2.1"
 # %% [markdown]
 # ## 2. Why B begins at zero
 # The student should start as it was: the product must be zero. So A is random, and B is zero.
+#
 # **Predict, then run.** In the first step, what has a gradient: A, B, or both? If both were zero?
 
 # %%
@@ -61,7 +60,8 @@ plain = model(ids)
 with minseal.attach(model, 1) as adapters:
     same, parameters = torch.equal(model(ids), plain), adapters.parameters()  # A, B, A, B, ...
     fresh = gradients()
-    [torch.nn.init.zeros_(A) for A in parameters[::2]]
+    for A in parameters[::2]:
+        torch.nn.init.zeros_(A)
     dead = gradients()
 print(f"logits the same: {same}; largest gradient of A {largest(fresh[::2])}", end=", ")
 print(f"of B {largest(fresh[1::2]):.3f}; if both were zero: {largest(dead)}")
@@ -247,4 +247,4 @@ for R, merge, is_right in (1, mistaken, True), (4, mistaken, False), (4, mended,
         assert torch.allclose(x @ merged.T, layer(x), atol=1e-3) == is_right
 
 # %% [markdown]
-# Read on: [tutorial 3](03_the_inner_loop.py). The room: [lora.py](../minseal/lora.py).
+# Read on: [tutorial 3](03_the_inner_loop.ipynb). The room: [lora.py](../minseal/lora.py).

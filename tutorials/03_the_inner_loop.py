@@ -1,13 +1,12 @@
 # %% [markdown]
 # # 3. The inner loop
 #
-# **You need** [tutorial 2](02_lora_by_hand.ipynb), or to know what a LoRA adapter is.
-# **It takes** about 20 s of computing on one core, and an hour with the exercises.
-# **You will see** a model study: it learns a lecture into an adapter and sits an exam, book closed.
-# The lecture learnt by heart does not pass it, the right notes do. And what studying costs.
-#
-# **In the code:** [inner.py](../minseal/inner.py), [selfedit.py](../minseal/selfedit.py); in the
-# paper section 3.1, where this loop is called `SFT(theta, SE)`.
+# - **You need** [tutorial 2](02_lora_by_hand.ipynb), or to know what a LoRA adapter is.
+# - **It takes** about 20 s of computing on one core, and an hour with the exercises.
+# - **You will see** a model study a lecture into an adapter and sit an exam with the book closed.
+#   The lecture learnt by heart does not pass it, the right notes do. And what studying costs.
+# - **In the code:** [inner.py](../minseal/inner.py), [selfedit.py](../minseal/selfedit.py); in the
+#   paper section 3.1, where this loop is called `SFT(theta, SE)`.
 
 # %%
 from dataclasses import replace

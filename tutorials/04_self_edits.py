@@ -1,15 +1,13 @@
 # %% [markdown]
 # # 4. Self-edits
 #
-# **You need** [tutorial 3](03_the_inner_loop.ipynb).
-# **It takes** about 25 s of computing on one core, and an hour with the exercises.
-# **You will see** the student write notes of its own, mostly bad ones, learn from each, and sit the
-# exam. Then how far the notes differ, how much of that is luck, and what choosing among them is
-# worth.
-#
-# **In the code:** [selfedit.py](../minseal/selfedit.py),
-# [knowledge.py](../minseal/tasks/knowledge.py), [evidence.py](../minseal/lab/evidence.py); in the
-# paper section 3.1, where a self-edit is `SE`.
+# - **You need** [tutorial 3](03_the_inner_loop.ipynb).
+# - **It takes** about 25 s of computing on one core, and an hour with the exercises.
+# - **You will see** the student write notes of its own, mostly bad ones, learn from each, and sit
+#   the exam. How far do the notes differ, how much of it is luck, what is choosing the best worth?
+# - **In the code:** [selfedit.py](../minseal/selfedit.py),
+#   [knowledge.py](../minseal/tasks/knowledge.py), [evidence.py](../minseal/lab/evidence.py); in the
+#   paper section 3.1, where a self-edit is `SE`.
 
 # %%
 import matplotlib.pyplot as plt

@@ -1,13 +1,12 @@
 # %% [markdown]
 # # 5. The outer loop
 #
-# **You need** [tutorial 4](04_self_edits.ipynb).
-# **It takes** about 45 s of computing on one core, and an hour with the exercises.
-# **You will see** the student learn to take better notes: ReST-EM, in fifteen lines of your own,
-# then the library's; a control that shows what the choosing is worth; an interval made by hand.
-#
-# **In the code:** [outer.py](../minseal/outer.py). In the paper: section 3.1, Algorithm 1 (and
-# ReST-EM, arXiv 2312.06585).
+# - **You need** [tutorial 4](04_self_edits.ipynb).
+# - **It takes** about 45 s of computing on one core, and an hour with the exercises.
+# - **You will see** the student learn to take better notes: ReST-EM, in fifteen lines of your own,
+#   then the library's; a control that shows what the choosing is worth; an interval made by hand.
+# - **In the code:** [outer.py](../minseal/outer.py). In the paper: section 3.1, Algorithm 1 (and
+#   ReST-EM, arXiv 2312.06585).
 
 # %%
 import copy
@@ -34,7 +33,7 @@ inner = minseal.InnerConfig(lr=6e-3, epochs=4)  # as good here as the default, i
 
 # %% [markdown]
 # ## 1. The E-step: try things
-# For each context the *policy* (the model as a writer of notes) writes eight self-edits, and each is
+# For each context the *policy* (the model as a writer of notes) writes eight self-edits. Each is
 # tried on the *student* (the same model as a reader of notes), as in tutorial 4. No gradient goes
 # from the exam back to the notes: the reward is only a number.
 
@@ -161,7 +160,6 @@ assert helpful[1] > helpful[0] + 0.05, "claim 5.5"  # notes that say what follow
 # may drift either way; over the seeds of the full run it never rises. That is why SEAL is compared
 # with the control and not only with its own past. **Claim 5.5.** Nobody explained what a good note
 # is. It writes more of those that say what follows, since these were rewarded.
-#
 # ## 5. An interval by hand
 # Fifty-six people are few. Would others say the same? Both policies sat the *same* exams, so look
 # at the difference person by person, and draw 56 people out of the 56, with repeats, ten
@@ -185,7 +183,6 @@ assert low > 0, "claim 5.6"
 # %% [markdown]
 # **Claim 5.6.** The interval does not reach 0: the choosing is what helped. Apart it is wider, for
 # the people then differ, too; how much wider depends on how alike both arms find a person hard.
-#
 # ## 6. Reading the ladder of a full run
 # `minseal run knowledge` does this with three rounds of 64 people x 8 self-edits and 96 held out.
 # Its table is in the [README](../README.md) and its columns in [results.md](results.md):

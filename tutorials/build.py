@@ -1,0 +1,47 @@
+"""Make the notebooks: NN_name.py -> NN_name.ipynb, executed, with its outputs and pictures.
+
+    pip install -e ".[tutorials,weights]"
+    python tutorials/build.py          # all
+    python tutorials/build.py 03 05    # some
+
+The .py file is the source: edit that one, run it, then make its notebook again.
+"""
+
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent
+
+
+def build(source: Path) -> Path:
+    """The executed notebook beside its source; raises CellExecutionError where a cell fails."""
+    notebook = jupytext.read(source)
+    notebook.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+    }
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"  # else drawn at random: every build would differ everywhere
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        record_timing=False,
+        resources={"metadata": {"path": str(FOLDER)}},
+    )
+    client.execute()
+    notebook.metadata["language_info"] = {"name": "python"}  # not the version that ran it
+    target = source.with_suffix(".ipynb")
+    nbformat.write(notebook, target)
+    return target
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or [""]
+    for path in sorted(FOLDER.glob("[0-9][0-9]_*.py")):
+        if any(path.name.startswith(number) for number in chosen):
+            print(f"{path.name} ...", end=" ", flush=True)
+            print(build(path).name)
