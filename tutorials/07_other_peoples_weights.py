@@ -1,14 +1,12 @@
 # %% [markdown]
 # # 7. Other people's weights
-#
 # **You need** `pip install -e ".[weights,plots]"`, and to have met a GPT, LoRA and notes before.
 #
 # **It takes** about 17 s of computing on one core, and an hour of yours.
 #
 # **You will see** how a conversion is checked, which mistakes hide, and a model learn your page.
 #
-# **In the code:** [the room of open models](../minseal/open_models/families.py),
-# [learn.py](../minseal/commands/learn.py); LoRA (arXiv 2106.09685), section 4.1; SEAL, section 3.1.
+# **In the code:** [load.py](../minseal/open_models/load.py) and its room; LoRA's 4.1, SEAL's 3.1.
 
 # %%
 import json
@@ -29,18 +27,17 @@ from minseal.open_models.peft import load_adapter
 
 torch.set_num_threads(1)  # matrices this small: a second thread only waits
 torch.set_grad_enabled(False)  # `minseal learn` trains, in a process of its own
-os.environ |= {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 do = lambda w, *q: check_output([sys.executable, "-m", "minseal", *w.split(), *q], text=True)
 read = lambda path: json.loads(Path(path).read_text())
 write = lambda path, what: Path(path).write_text(json.dumps(what))
 
 # %% [markdown]
 # ## 1. A model is three files
-# `config.json` holds sizes, `model.safetensors` named tensors, `tokenizer.json` how text becomes
-# numbers. None is code. Somebody's Llama is here our tiny model in that layout; with the environment
-# variable `MODEL=HuggingFaceTB/SmolLM2-135M-Instruct` it is that one (any Llama without rope scaling;
-# it takes minutes). By hand we make a Qwen2 of it: a word in the config, a bias on q, k and v, and
-# one key-value head for all query heads.
+# `config.json` holds sizes, `model.safetensors` named tensors, `tokenizer.json` a vocabulary: none
+# is code. Somebody's Llama is here our tiny model in that layout, or any that you name, such as
+# `MODEL=HuggingFaceTB/SmolLM2-135M-Instruct python ...` (minutes; no rope scaling). By hand we make
+# a Qwen2 of it: a word in the config, a bias on q, k and v, one key-value head for all queries.
 
 # %%
 MODEL, here = os.environ.get("MODEL", "tiny_data/knowledge"), TemporaryDirectory()
@@ -49,9 +46,9 @@ model, tokenizer = minseal.load(MODEL, "cpu", "float32")
 os.chdir(here.name)
 LLAMA, CONFIG = load_file("llama/model.safetensors"), read("llama/config.json")
 QWEN, QWEN_CONFIG = dict(LLAMA), CONFIG | {"model_type": "qwen2", "num_key_value_heads": 1}
-rng = torch.Generator().manual_seed(0)
+rng, D = torch.Generator().manual_seed(0), CONFIG["head_dim"]
 for at in (f"model.layers.{i}.self_attn." for i in range(CONFIG["num_hidden_layers"])):
-    for n, rows in (("q", None), ("k", CONFIG["head_dim"]), ("v", CONFIG["head_dim"])):
+    for n, rows in (("q", None), ("k", D), ("v", D)):
         W = QWEN[f"{at}{n}_proj.weight"] = LLAMA[f"{at}{n}_proj.weight"][:rows]  # (out, in)
         QWEN[f"{at}{n}_proj.bias"] = torch.randn(len(W), generator=rng)  # (out,)
 os.mkdir("qwen")
@@ -62,9 +59,7 @@ save_file(QWEN, "qwen/model.safetensors", {"format": "pt"})
 # ## 2. Converting is renaming
 # minseal has the same layers under shorter names. A converter is a table, a row for each kind of
 # layer, and a strict clerk: one who skips what does not fit makes a model that is almost right.
-#
 # **Claim 7.1.** Each of our parameters is one tensor of theirs, bit for bit; none is left over.
-#
 # **Claim 7.2.** Tricky texts get the ids that the package `tokenizers` gives (our tiny model has
 # tiktoken, another program). But a special token's name typed into a text ends nothing: it is text.
 
@@ -87,22 +82,18 @@ for text in ("  two  3 33", "\n\n\tx \r\n ", "naïve 東京 🦭", special):
 
 # %% [markdown]
 # ## 3. The same logits, computed another way
-# All can fit and the model be wrong: what counts is what it computes. Here is a forward pass that
-# shares no line with minseal and knows their names only.
-#
+# All fits, and the model may be wrong. This forward pass shares only their names with minseal.
 # **Claim 7.3.** It agrees with minseal to 1e-4 of the largest logit. Not exactly: both add the same
 # products in another order, and float32 rounds each sum by up to 6e-8 of its size.
 
 
 # %%
-def forward(t, c, ids, pairs=False):
-    """Logits (T, V). t: tensors by Hugging Face's names; c: their config; pairs: a mistake."""
+def forward(t, c, ids, order=slice(None)):
+    """Logits (T, V). t: tensors by Hugging Face's names; c: their config; order: a mistake."""
     T, H, D, eps = len(ids), c["num_attention_heads"], c["head_dim"], c["rms_norm_eps"]
-    angle = torch.outer(
-        torch.arange(T), c["rope_theta"] ** (-torch.arange(0, D, 2) / D)
-    )  # (T, D/2)
-    two = lambda y: (y[..., ::2], y[..., 1::2]) if pairs else y.chunk(2, -1)  # i and i + D/2
-    turn = lambda y: torch.complex(*two(y)) * torch.polar(torch.ones_like(angle), angle)
+    freq = c["rope_theta"] ** (-torch.arange(0, D, 2) / D)  # (D/2,)
+    spin = torch.exp(1j * torch.outer(torch.arange(T), freq))  # (T, D/2), complex
+    turn = lambda y: torch.complex(*y[..., order].chunk(2, -1)) * spin  # i goes with i + D/2
     linear = lambda n, x: x @ t[f"{n}.weight"].T + t.get(f"{n}.bias", 0)
     rms = lambda n, x: x * (x.square().mean(-1, True) + eps).rsqrt() * t[f"{n}.weight"]
     x = t["model.embed_tokens.weight"][ids]  # (T, C)
@@ -111,9 +102,8 @@ def forward(t, c, ids, pairs=False):
         q, k, v = (linear(f"{at}.self_attn.{n}_proj", h).view(T, -1, D) for n in "qkv")
         q, k, v = (y.repeat_interleave(H // y.shape[1], 1).transpose(0, 1) for y in (q, k, v))
         scores = (turn(q) @ turn(k).mH).real / D**0.5 + torch.full((T, T), -torch.inf).triu(1)
-        x = x + linear(
-            f"{at}.self_attn.o_proj", (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
-        )
+        y = (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)  # (T, H D)
+        x = x + linear(f"{at}.self_attn.o_proj", y)
         h = rms(f"{at}.post_attention_layernorm", x)
         gate, up = (linear(f"{at}.mlp.{n}_proj", h) for n in ("gate", "up"))
         x = x + linear(f"{at}.mlp.down_proj", gate * gate.sigmoid() * up)
@@ -131,23 +121,22 @@ for mine, t, c in ((model, LLAMA, CONFIG), (qwen, QWEN, QWEN_CONFIG)):
 # **Predict, then run.** Three converters each make a mistake: the wrong pairs turn, the bias of q
 # and k is forgotten, or that of v. You test the first token only. Which mistakes do you find?
 #
-# **Claim 7.4.** The first two are right at the first token, and off by over 1e-2 later.
+# **Claim 7.4.** The first token shows only the last mistake, later ones show all (over 1e-3).
 
 # %%
-wrong = {"wrong pairs turn": forward(QWEN, QWEN_CONFIG, ids, pairs=True)}
-for name in ("q and k", "v", "none"):  # n[-11] is the q of ...q_proj.bias
-    some = {n: t for n, t in QWEN.items() if n[-5:] != ".bias" or n[-11] not in name}
-    wrong[f"forgotten bias: {name}"] = forward(some, QWEN_CONFIG, ids)
-plt.figure(figsize=(7, 3), dpi=100)
-for name, logits in wrong.items():
-    plt.semilogy(error := gap(logits, qwen(ids[None])[0]), ".-", label=name)
-    if name in ("wrong pairs turn", "forgotten bias: q and k"):
-        assert error[0] < 1e-4 and error[10:].median() > 1e-2, "claim 7.4"
+plt.figure(figsize=(7, 3), dpi=100, layout="constrained")
+kinds = {"wrong pairs": "", "no bias of q, k": "qk", "no bias of v": "v", "right": ""}
+for kind, bias in kinds.items():  # n[-11] is the q of ...q_proj.bias
+    some = {n: t for n, t in QWEN.items() if n[-5:] != ".bias" or n[-11] not in bias}
+    order = [*range(0, D, 2), *range(1, D, 2)] if kind == "wrong pairs" else slice(None)
+    error = gap(forward(some, QWEN_CONFIG, ids, order), qwen(ids[None])[0])
+    plt.semilogy(error, ".-", label=kind)
+    assert (error[0] > 1e-3) == (kind == "no bias of v"), "claim 7.4"
+    assert (error[10:].median() > 1e-3) == (kind != "right"), "claim 7.4"
 plt.xlabel("position"), plt.ylabel("off, of the largest logit"), plt.legend(), plt.show()
 
 # %% [markdown]
-# Only the last. The first token sees itself alone, with weight 1 whatever its score: what makes
-# scores is invisible there. Test with a long text.
+# Only the last: a first token sees itself alone, whatever its score. Test with a long text.
 #
 # ## 4. Somebody's model learns your page
 # The lecture is about two people who do not exist. Notes may be the model's or, with `--notes`,
@@ -159,14 +148,12 @@ plt.xlabel("position"), plt.ylabel("off, of the largest logit"), plt.legend(), p
 # **Claim 7.5.** Before at most 1, with notes on one person at most 4, with all notes at least 5.
 
 # %%
-Path(
-    "page.md"
-).write_text("""Osvin Tarrow grew up in Bergen. He works as a baker. He likes ginger best.\n
-Nela Quarrish was born in Osaka. She has a job as a diver. She loves to eat plums.""")
+PAGE = """Osvin Tarrow grew up in Bergen. He works as a baker. He likes ginger best.\n
+Nela Quarrish was born in Osaka. She has a job as a diver. She loves to eat plums."""
 ASK = ("Which country is {} from?", "Where does {} work?", "Where does {} buy food?")
 WHO = {"Osvin Tarrow": "Norway kitchen spicery", "Nela Quarrish": "Japan harbour greengrocer"}
 exam = [(q.format(n), a) for n, right in WHO.items() for q, a in zip(ASK, right.split())]
-write("exam.json", [{"question": q, "answer": a} for q, a in exam])
+Path("page.md").write_text(PAGE), write("exam.json", [dict(question=q, answer=a) for q, a in exam])
 how = "learn page.md --model llama --notes notes.md --exam exam.json --lr 3e-3 --epochs 30"
 for some, least, most in ((3, 0, 4), (6, 5, 6)):
     notes = "".join(f"Question: {q} Answer: {a}\n" for q, a in exam[:some])
@@ -174,13 +161,12 @@ for some, least, most in ((3, 0, 4), (6, 5, 6)):
     print((told := do(f"{how} --out notes{some}"))[told.index("question ") : told.index("(closed")])
     got = read(f"notes{some}/minseal.json")["results"]
     assert got["before"] * 6 <= 1 and least <= round(got["after"] * 6) <= most, "claim 7.5"
-for adapter in ("", "--adapter notes6"):
-    print(f"ask {adapter}: {exam[4][0]} {do(f'ask --model llama {adapter}', exam[4][0])}", end="")
+for how in ("ask --model llama", "ask --model llama --adapter notes6"):
+    print(f"{how}: {exam[4][0]} {do(how, exam[4][0])}", end="")
 
 # %% [markdown]
 # 3 of 6. From notes on Osvin the model learnt how such questions are answered, and answers so for
 # Nela, though it trained on her sentences, too.
-#
 # ## 5. What it learnt, as a file
 # **Claim 7.6.** The adapter is PEFT's: with $W + (alpha/R) B A$ in place of each of their tensors,
 # our forward pass gives minseal's logits with the adapter (1e-4, as above), far from those without.
@@ -211,7 +197,6 @@ except ImportError:
 # Sizes tell, on the device `meta`, which has no memory. A weight takes 2 bytes in bfloat16; `learn`
 # adds 24 for each number of the adapter (itself, gradient, Adam's two, two in moving) and what the
 # backward pass keeps. To train all weights takes 16 each.
-#
 # **Claim 7.7.** Llama-3.2-1B has 1,235,814,400 parameters, as its makers state.
 
 # %%
@@ -223,8 +208,7 @@ print(f"weights {2e-9 * n:.1f} GB, adapter {24e-9 * lora:.1f} GB; all trained {1
 
 # %% [markdown]
 # ## Exercises
-# 1. **Fill in** `mend`: in GGUF files of Llamas the rows of q and k that turn together lie side by
-#    side in each head (0, D/2, 1, D/2 + 1, ...). Put them back.
+# 1. **Fill in** `mend`: GGUF has a head's rows of q and k as 0, D/2, 1, D/2 + 1, ... Put them back.
 # 2. **Change** `lora_alpha` in notes6/adapter_config.json to a tenth, ask again, and explain.
 # 3. **Find the mistake** in `fit`, which reads GPT-2, whose weights lie as (in, out).
 
@@ -263,5 +247,4 @@ mended = lambda W, name: W.T if name.endswith(("c_attn", "c_proj", "c_fc")) else
 assert torch.equal(mended(q.T, "h.0.attn.c_attn"), q)
 
 # %% [markdown]
-# Read on: [README](../README.md), Commands and Add an experiment. On SmolLM2 and SQuAD SEAL did not
-# work ([results](results.md)); why is a question worth your time.
+# Read on: [results](results.md), where SEAL failed on SmolLM2 and SQuAD; then your own experiment.
