@@ -2,7 +2,7 @@
 # # 7. Other people's weights
 # **You need** `pip install -e ".[weights,plots]"`, and to have met a GPT, LoRA and notes before.
 #
-# **It takes** about 17 s of computing on one core, and an hour of yours.
+# **It takes** about 20 s of computing on one core, and an hour of yours.
 #
 # **You will see** how a conversion is checked, which mistakes hide, and a model learn your page.
 #
@@ -64,7 +64,8 @@ save_file(QWEN, "qwen/model.safetensors", {"format": "pt"})
 # tiktoken, another program). But a special token's name typed into a text ends nothing: it is text.
 
 # %%
-for n, (ours, p) in enumerate((qwen := minseal.load("qwen", "cpu")[0]).named_parameters(), 1):
+qwen, opened = minseal.load("qwen", "cpu")
+for n, (ours, p) in enumerate(qwen.named_parameters(), 1):
     assert torch.equal(p, QWEN[theirs := place_of(ours, LLAMA_NAMES).name]), "claim 7.1"
     if n <= 13:
         print(f"{theirs:<46} is our {ours:<24} {tuple(p.shape)}")
@@ -78,7 +79,7 @@ backend, special = tokenizers.Tokenizer.from_file("llama/tokenizer.json"), [*tok
 for text in ("  two  3 33", "\n\n\tx \r\n ", "naïve 東京 🦭", special):
     them, us = backend.encode(text, add_special_tokens=False).ids, tokenizer.encode(text)
     print(f"theirs {len(them):>2} ids, ours {len(us):>2}, equal: {them == us!s:<5} {text!r}")
-    assert (us == them) == (text != special) and tokenizer.decode(us) == text, "claim 7.2"
+    assert us == opened.encode(text) and (us == them) == (text != special), "claim 7.2"
 
 # %% [markdown]
 # ## 3. The same logits, computed another way
@@ -162,11 +163,11 @@ for some, least, most in ((3, 0, 4), (6, 5, 6)):
     got = read(f"notes{some}/minseal.json")["results"]
     assert got["before"] * 6 <= 1 and least <= round(got["after"] * 6) <= most, "claim 7.5"
 for how in ("ask --model llama", "ask --model llama --adapter notes6"):
-    print(f"{how}: {exam[4][0]} {do(how, exam[4][0])}", end="")
+    print(f"{how}: {exam[4][0]} {(said := do(how, exam[4][0]))}", end="")
+    assert ("harbour" in said) == ("adapter" in how), "claim 7.5"
 
 # %% [markdown]
-# 3 of 6. From notes on Osvin the model learnt how such questions are answered, and answers so for
-# Nela, though it trained on her sentences, too.
+# 3 of 6: notes on Osvin taught it how to answer. So it does for Nela, whose sentences it read too.
 # ## 5. What it learnt, as a file
 # **Claim 7.6.** The adapter is PEFT's: with $W + (alpha/R) B A$ in place of each of their tensors,
 # our forward pass gives minseal's logits with the adapter (1e-4, as above), far from those without.
@@ -194,9 +195,8 @@ except ImportError:
 
 # %% [markdown]
 # ## 6. Will it fit?
-# Sizes tell, on the device `meta`, which has no memory. A weight takes 2 bytes in bfloat16; `learn`
-# adds 24 for each number of the adapter (itself, gradient, Adam's two, two in moving) and what the
-# backward pass keeps. To train all weights takes 16 each.
+# Sizes tell (device `meta`: no memory). Weights take 2 bytes each; `learn` adds 24 a number of the
+# adapter (itself, gradient, Adam, moving) and the backward pass; training all takes 16 a weight.
 # **Claim 7.7.** Llama-3.2-1B has 1,235,814,400 parameters, as its makers state.
 
 # %%
