@@ -209,7 +209,7 @@ except ImportError:
 # %% [markdown]
 # ## Exercises
 # 1. **Fill in** `mend`: GGUF has a head's rows of q and k as 0, D/2, 1, D/2 + 1, ... Put them back.
-# 2. **Change** `lora_alpha` in notes6/adapter_config.json to a tenth, ask again, and explain.
+# 2. **Change a setting and explain.** `lora_alpha` in notes6/adapter_config.json to a tenth; ask.
 # 3. **Find the mistake** in `fit`, which reads GPT-2, whose weights lie as (in, out).
 
 
