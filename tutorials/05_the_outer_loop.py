@@ -156,10 +156,10 @@ assert helpful[1] > helpful[0] + 0.05, "claim 5.5"  # notes that say what follow
 
 # %% [markdown]
 # **Claim 5.3.** After two rounds the notes are worth more, on people whom the policy never saw.
-# **Claim 5.4.** Practice alone does not do it: the control is behind. With 32 lessons a round it may
-# drift either way. In the full run it ends between .28 and .38, from own notes at .31 to .34, while
-# SEAL reaches .76 to .82. Compare with the control, and not only with one's own past. **Claim 5.5.**
-# Nobody explained what a good note is. It writes more that say what follows: these were rewarded.
+# **Claim 5.4.** Practice alone does not do it: the control is behind. With 32 lessons a round it
+# may drift either way. In the full run it ends between .28 and .38, from own notes at .31 to .34,
+# while SEAL reaches .76 to .82. **Claim 5.5.** Nobody explained what a good note is. The policy
+# writes more of those that say what follows, since these were rewarded.
 # ## 5. An interval by hand
 # Fifty-six people are few. Would others say the same? Both policies sat the *same* exams, so look
 # at the difference person by person, and draw 56 people out of the 56, with repeats, ten

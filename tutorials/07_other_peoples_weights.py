@@ -125,8 +125,6 @@ for mine, t, c in ((model, LLAMA, CONFIG), (qwen, QWEN, QWEN_CONFIG)):
 # %% [markdown]
 # **Predict, then run.** Three converters each make a mistake: the wrong pairs turn, the bias of q
 # and k is forgotten, or that of v. You test the first token only. Which mistakes do you find?
-#
-# **Claim 7.4.** The first token shows only the last mistake, later ones show all (over 1e-3).
 
 # %%
 plt.figure(figsize=(7, 3), dpi=100, layout="constrained")
@@ -144,7 +142,8 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Only the last: a first token sees itself alone, whatever its score. Test with a long text.
+# **Claim 7.4.** The first token shows only the last mistake, later ones show all (over 1e-3): a
+# first token sees itself alone, whatever its score. Test with a long text.
 #
 # ## 4. Somebody's model learns your page
 # The lecture is about two people who do not exist. Notes may be the model's or, with `--notes`,
@@ -152,8 +151,6 @@ plt.show()
 #
 # **Predict, then run.** The exam asks 3 questions on each. How many of the 6 are right after the
 # whole page with notes on Osvin alone?
-#
-# **Claim 7.5.** Before at most 1, with notes on one person at most 4, with all notes at least 5.
 
 # %%
 PAGE = """Osvin Tarrow grew up in Bergen. He works as a baker. He likes ginger best.\n
@@ -176,10 +173,11 @@ for how in ("ask --model llama", "ask --model llama --adapter notes6"):
     assert ("harbour" in said) == ("adapter" in how), "claim 7.5"
 
 # %% [markdown]
-# 3 of 6: notes on Osvin taught it how to answer. So it does for Nela, whose sentences it read too.
+# **Claim 7.5.** Before at most 1, with notes on Osvin at most 4, with all notes at least 5. Notes on
+# him taught it how one answers; for her it does so with *his* facts, for all its study of the page.
 # ## 5. What it learnt, as a file
-# **Claim 7.6.** The adapter is PEFT's: with $W + (alpha/R) B A$ in place of each of their tensors,
-# our forward pass gives minseal's logits with the adapter (1e-4, as above), far from those without.
+# **Claim 7.6.** The adapter is PEFT's: with $W + (\alpha/R)\,B A$ for each of their tensors W, the
+# forward pass by hand gives minseal's logits with the adapter (1e-4), far from those without.
 
 # %%
 adapter, how = load_file("notes6/adapter_model.safetensors"), read("notes6/adapter_config.json")
@@ -197,10 +195,10 @@ assert error < 1e-4 and plain > 1e-2, "claim 7.6"
 try:
     import warnings
 
+    warnings.simplefilter("ignore")  # theirs, about each other
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    warnings.simplefilter("ignore")  # theirs, about each other
     them = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("llama"), "notes6")
     print(f"transformers and peft {gap(them(ids[None]).logits[0], mine).max():.0e}")
 except ImportError:
