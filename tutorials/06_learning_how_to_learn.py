@@ -2,7 +2,7 @@
 # # 6. Learning how to learn
 # **You need** tutorials 3 to 5: the inner loop, self-edits, the outer loop.
 #
-# **It takes** about 29 s of computing on one core, and an hour of yours.
+# **It takes** about 28 s of computing on one core, and an hour of yours.
 #
 # **You will see** a student who looks at a puzzle and writes no notes, but a plan for its training.
 #
@@ -77,8 +77,8 @@ assert right["colours"][0] > 0.75 and right["colours"][1] < 0.25 and tells > 0.9
 # nothing to train for, and one that cannot tell the kinds apart cannot choose by the kind.
 #
 # ## 2. The student makes its own exercises
-# Each demonstration can be held back and become the test of the others: a leave-one-out puzzle. The
-# real test is never touched. More come from *augmentations*: all grids flipped or recoloured alike.
+# Each demonstration can be held back to become the test of the others: a leave-one-out puzzle. More
+# come from *augmentations*: all grids changed alike. The real test is never touched.
 
 # %%
 flip = lambda puzzle: augment.transform(puzzle, augment.FLIPS[1])
@@ -108,10 +108,9 @@ assert max(keeps["places", "flip"], keeps["colours", "recolour"]) < 0.15, "claim
 
 # %% [markdown]
 # ## 3. Study for one exam, then forget
-# Test-time training: draw 16 exercises (here `task.oracle`, which knows the kind, says of what
-# sort), train an adapter, answer, throw it away. **Claim 6.3.** That solves most puzzles, and the
-# weights are as before, to the bit. Or keep the adapters: merge one after another into the weights.
-# **Claim 6.4.** Then they spoil each other.
+# Test-time training: draw 16 exercises (of the right sort: `task.oracle` knows the kind), train an
+# adapter, answer, throw it away. **Claim 6.3.** That solves most puzzles, and the weights are as
+# before, to the bit. **Claim 6.4.** Adapters that are kept, all merged, spoil each other.
 #
 # **Predict, then run.** Of 8 puzzles whose adapters are kept, how many are solved when asked at
 # once? How many at the end?
@@ -136,16 +135,12 @@ assert at_end.mean() + 0.3 < trained.mean(), "claim 6.4"
 #
 # ## 4. A self-edit that is a plan
 # Who chooses the augmentations? The student. Its self-edit is the paper's JSON object and holds no
-# fact. An unreadable one has reward 0, and is counted. Four plans differ in the two switches that
-# matter; we try each on 16 puzzles. **Claim 6.5.** The best plan depends on the kind, so no
-# constant plan is best for both.
-
+# fact. An unreadable one has reward 0, and is counted. We try four plans on each of 16 puzzles.
+# **Claim 6.5.** The best plan depends on the kind, so no constant plan is best for both.
 
 # %%
-def plan(*on, lr=0.006):  # the text of a self-edit with these augmentations switched on
-    return task.text_of(Directives(frozenset(on), "outputs", lr, 6))
-
-
+# The text of a self-edit with these augmentations switched on.
+plan = lambda *on, lr=0.006: task.text_of(Directives(frozenset(on), "outputs", lr, 6))
 (trial,) = minseal.try_out(model, task, [(pool[0], plan(lr=9))])
 print(f"{plan('color')}\n\nlr=9: reward {trial.reward:.0f}, since {trial.invalid}\n")
 PLANS = {"neither": (), "color": ("color",), "basic": ("basic",), "both": ("basic", "color")}
@@ -154,17 +149,18 @@ pairs = [(p, plan(*on)) for p in training for on in PLANS.values()]
 trials = minseal.try_out(model, task, pairs, inner, seed=SEED)
 by_kind = lambda each: np.stack([each[::2].mean(0), each[1::2].mean(0)])  # (B, 4) -> (2, 4)
 solve = by_kind(np.array([t.reward for t in trials]).reshape(-1, 4))  # (2, 4), kinds x plans
-for name, row in zip(("solved", *KINDS), ([*PLANS], *solve.round(2))):
+for name, row in zip(("solved", *KINDS), ([*PLANS], *np.char.mod("%.2f", solve))):
     print(f"{name:8}", *(f"{cell:>8}" for cell in row))
 assert solve[0, 1] > solve[1, 1] + 0.2 and solve[1, 2] > solve[0, 2] + 0.2, "claim 6.5"
 
 # %% [markdown]
 # ## 5. Look first, then choose
 # What does the policy choose? No need to sample: the words it may write have probabilities. (We sum
-# over the three switches that change nothing here.) Then one M-step, by the library's ReST-EM, with
-# less than in `minseal run fewshot`: our table stands in for the E-step (four plans of ours a
-# puzzle, not twelve that the policy samples), 1200 views of the winners are learnt, not 2400, and
-# between them no pretraining texts, which would keep the weights fit to train.
+# over the three switches that change nothing here.) Then one M-step, by the library's ReST-EM, and
+# shorter than in `minseal run fewshot`. Our trials stand in for an E-step: not twelve self-edits
+# that the policy samples, but our plans color and basic. (Where *neither* or *both* wins, it blurs
+# the lesson, and 16 puzzles are too few to average that out.) The M-step learns 1200 views of the
+# winners, not 2400, and no pretraining texts, which would keep the weights fit to train.
 #
 # **Claim 6.6.** Untaught, the policy switches colours on as often for one kind as for the other.
 # After one M-step it does so more for places, on puzzles and rules that it has never seen.
@@ -182,8 +178,8 @@ def chances(puzzle):  # how likely the policy, shown this puzzle, is to choose e
 
 choose = lambda: by_kind(np.stack([chances(p) for p in held_out]))
 tables = {"share solved": solve, "chosen, untaught": choose()}
-task.views, tried = 1200, [(p, trials[4 * i : 4 * i + 4]) for i, p in enumerate(training)]
-improve = ReSTEM("all-best", MStepConfig(lr=3e-3, epochs=1, batch=4, decay="linear"))
+task.views, tried = 1200, [(p, trials[4 * i + 1 : 4 * i + 3]) for i, p in enumerate(training)]
+improve = ReSTEM("best", MStepConfig(lr=3e-3, epochs=1, batch=4, decay="linear"))
 merge_state(model, improve(model, task, tried, SEED))
 tables["chosen, taught"] = choose()
 figure, row = plt.subplots(1, 3, figsize=(8, 1.8), dpi=100, layout="constrained")
@@ -193,12 +189,12 @@ for axes, (name, table) in zip(row, tables.items()):
 plt.show()
 (a, b), (c, d) = (t[:, [1, 3]].sum(1) for t in [*tables.values()][1:])  # color is on, by kind
 print(f"color on: untaught {a:.2f} places, {b:.2f} colours; taught {c:.2f} places, {d:.2f} colours")
-assert abs(a - b) < 0.1 and c - d > 0.2, "claim 6.6"
+assert abs(a - b) < 0.1 and c - d > 0.3, "claim 6.6"
 
 # %% [markdown]
-# The policy (right) has come nearer to what solves (left). This student writes no notes but a study
-# plan. To learn how to learn is to choose the plan after a look at the problem. `minseal run
-# fewshot` is the whole: [results](results.md) has it, with best constant and random winners.
+# The policy (right) now chooses what solves (left). This student writes no notes but a study plan.
+# To learn how to learn is to choose the plan after a look at the problem. [Results](results.md) has
+# the whole `minseal run fewshot`: whose doing the gain is, best constant, random winners.
 #
 # ## Exercises
 # 1. **Fill in** `elect`. A test can be asked in six views; their answers, brought back, vote.
