@@ -136,14 +136,15 @@ assert at_end.mean() + 0.3 < trained.mean() and left < right["colours"][0] - 0.4
 #
 # ## 4. A self-edit that is a plan
 # Who chooses the augmentations? The student. Its self-edit is the paper's JSON object and holds no
-# fact. An unreadable one has reward 0, and is counted. We try four plans on each of 16 puzzles.
-# **Claim 6.5.** The best plan depends on the kind, so no constant plan is best for both.
+# fact. What cannot be read or obeyed (`InvalidSelfEdit`) has reward 0 and is counted. We try four
+# plans on each of 16 puzzles. **Claim 6.5.** Which plan is best depends on the kind of the puzzle.
 
 # %%
 # The text of a self-edit with these augmentations switched on.
 plan = lambda *on, lr=0.006: task.text_of(Directives(frozenset(on), "outputs", lr, 6))
 (trial,) = minseal.try_out(model, task, [(pool[0], plan(lr=9))])
 print(f"{plan('color')}\n\nlr=9: reward {trial.reward:.0f}, since {trial.invalid}\n")
+assert trial.reward == 0 and "learning_rate" in trial.invalid
 PLANS = {"neither": (), "color": ("color",), "basic": ("basic",), "both": ("basic", "color")}
 training, held_out = pool[:16], pool[16:]
 pairs = [(p, plan(*on)) for p in training for on in PLANS.values()]
@@ -162,7 +163,6 @@ assert solve[0, 1] > solve[1, 1] + 0.2 and solve[1, 2] > solve[0, 2] + 0.2, "cla
 # that the policy samples, but our plans color and basic. (Where *neither* or *both* wins, it blurs
 # the lesson, and 16 puzzles are too few to average that out.) The M-step learns 1200 views of the
 # winners, not 2400, and no pretraining texts, which would keep the weights fit to train.
-#
 # **Claim 6.6.** Untaught, the policy switches colours on as often for one kind as for the other.
 # After one M-step it does so more for places, on puzzles and rules that it has never seen.
 
@@ -199,7 +199,7 @@ assert abs(a - b) < 0.1 and c - d > 0.3, "claim 6.6"
 #
 # ## Exercises
 # 1. **Fill in** `elect`. A test can be asked in six views; their answers, brought back, vote.
-# 2. **Change a setting and explain.** Train `few` at the paper's `lr=1e-4`; look at the losses.
+# 2. **Change a setting and explain.** Train `few` on `plan(..., lr=1e-4)`, the paper's. See the losses.
 # 3. **Find the mistake** in `more`, which makes five exercises where `leave_out` makes four.
 
 
@@ -247,4 +247,4 @@ assert more(pool[0]) != more(other)  # the same demonstrations, another test
 assert augment.leave_out(pool[0], 1) == augment.leave_out(other, 1)  # mended: demonstrations alone
 
 # %% [markdown]
-# Read on: tutorial 7, other people's weights. [experiments](../minseal/experiments/fewshot.py)
+# Read on: tutorial 7, other people's weights; [the experiment](../minseal/experiments/fewshot.py).
