@@ -199,7 +199,7 @@ assert abs(a - b) < 0.1 and c - d > 0.3, "claim 6.6"
 #
 # ## Exercises
 # 1. **Fill in** `elect`. A test can be asked in six views; their answers, brought back, vote.
-# 2. **Change a setting and explain.** Train `few` on `plan(..., lr=1e-4)`, the paper's. See the losses.
+# 2. **Change a setting and explain.** Train `few` on `plan(..., lr=1e-4)`, as low as the paper's.
 # 3. **Find the mistake** in `more`, which makes five exercises where `leave_out` makes four.
 
 
