@@ -247,4 +247,4 @@ for f, is_right in (mistaken, False), (mended, True):
     assert torch.allclose(f(scores)[:4], f(other)[:4]) == is_right
 
 # %% [markdown]
-# Read on: [tutorial 2](02_lora_by_hand.ipynb). The room: [model.py](../minseal/model.py).
+# Next: [tutorial 2](02_lora_by_hand.ipynb), the cheap way to change the weights.

@@ -247,4 +247,4 @@ for R, merge, is_right in (1, mistaken, True), (4, mistaken, False), (4, mended,
         assert torch.allclose(x @ merged.T, layer(x), atol=1e-3) == is_right
 
 # %% [markdown]
-# Read on: [tutorial 3](03_the_inner_loop.ipynb). The room: [lora.py](../minseal/lora.py).
+# Next: [tutorial 3](03_the_inner_loop.ipynb), what an adapter should be trained on.

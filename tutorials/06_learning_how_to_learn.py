@@ -1,13 +1,10 @@
 # %% [markdown]
 # # 6. Learning how to learn
-# **You need** tutorials 3 to 5: the inner loop, self-edits, the outer loop.
-#
-# **It takes** about 28 s of computing on one core, and an hour of yours.
-#
-# **You will see** a student who looks at a puzzle and writes no notes, but a plan for its training.
-#
-# **In the code:** [fewshot.py](../minseal/tasks/fewshot.py), [rules.py](../minseal/tasks/rules.py),
-# [augment.py](../minseal/tasks/augment.py). The paper: SEAL, section 3.2.
+# - **You need** tutorials [3](03_the_inner_loop.ipynb) to [5](05_the_outer_loop.ipynb).
+# - **It takes** about 28 s of computing on one core, and an hour of yours.
+# - **You will see** a student who looks at a puzzle and writes no notes, but a plan to train by.
+# - **In the code:** [fewshot.py](../minseal/tasks/fewshot.py),
+#   [augment.py](../minseal/tasks/augment.py); in the paper: section 3.2.
 
 # %%
 from itertools import compress, product
@@ -109,8 +106,7 @@ assert max(keeps["places", "flip"], keeps["colours", "recolour"]) < 0.15, "claim
 # %% [markdown]
 # ## 3. Study for one exam, then forget
 # Test-time training: draw 16 exercises (of the right sort: `task.oracle` knows the kind), train an
-# adapter, answer, throw it away. **Claim 6.3.** That solves most puzzles, and the weights are as
-# before, to the bit. **Claim 6.4.** Adapters that are kept, all merged, spoil what was there.
+# adapter, answer, throw it away. Or keep it: merge each adapter, and go on with the next puzzle.
 #
 # **Predict, then run.** Of 8 puzzles whose adapters are kept, how many are solved when asked at
 # once? How many at the end?
@@ -132,12 +128,15 @@ print(f"old rules about colours in context, after all that was kept: {left:.2f} 
 assert at_end.mean() + 0.3 < trained.mean() and left < right["colours"][0] - 0.4, "claim 6.4"
 
 # %% [markdown]
-# A few can be learnt, then none: each merge overwrites what was there, even rules of pretraining.
+# **Claim 6.3.** Thrown away, adapters solve most puzzles, and no bit of the weights has changed.
+# **Claim 6.4.** Kept, they solve a few, then none: each merge overwrites what was there.
 #
 # ## 4. A self-edit that is a plan
 # Who chooses the augmentations? The student. Its self-edit is the paper's JSON object and holds no
 # fact. What cannot be read or obeyed (`InvalidSelfEdit`) has reward 0 and is counted. We try four
-# plans on each of 16 puzzles. **Claim 6.5.** Which plan is best depends on the kind of the puzzle.
+# plans on each of 16 puzzles.
+#
+# **Claim 6.5.** Which plan is best depends on the kind of the puzzle.
 
 # %%
 # The text of a self-edit with these augmentations switched on.
@@ -247,4 +246,4 @@ assert more(pool[0]) != more(other)  # the same demonstrations, another test
 assert augment.leave_out(pool[0], 1) == augment.leave_out(other, 1)  # mended: demonstrations alone
 
 # %% [markdown]
-# Read on: tutorial 7, other people's weights; [the experiment](../minseal/experiments/fewshot.py).
+# Next: [tutorial 7](07_other_peoples_weights.ipynb), other people's weights.

@@ -173,8 +173,8 @@ for how in ("ask --model llama", "ask --model llama --adapter notes6"):
     assert ("harbour" in said) == ("adapter" in how), "claim 7.5"
 
 # %% [markdown]
-# **Claim 7.5.** Before at most 1, with notes on Osvin at most 4, with all notes at least 5. Notes on
-# him taught it how one answers; for her it does so with *his* facts, for all its study of the page.
+# **Claim 7.5.** Before at most 1, with those on Osvin at most 4, with all at least 5. Notes on
+# him taught it how one answers; for her it does so with *his* facts, although it read hers.
 # ## 5. What it learnt, as a file
 # **Claim 7.6.** The adapter is PEFT's: with $W + (\alpha/R)\,B A$ for each of their tensors W, the
 # forward pass by hand gives minseal's logits with the adapter (1e-4), far from those without.
