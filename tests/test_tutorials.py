@@ -108,6 +108,17 @@ def test_a_tutorial_runs(source, tmp_path):
     assert done.stderr == "" and list(tmp_path.iterdir()) == []  # no warning, nothing left behind
 
 
+@pytest.mark.tutorials
+def test_what_the_index_tells_to_change_runs(tmp_path):
+    text = (ROOT / "tutorials" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    done = run("mine.py", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    passed, trials, invalid = map(float, re.findall(r"[\d.]+", done.stdout))
+    assert 0 < passed < trials - invalid < trials == 64
+
+
 MUTATIONS = {
     "no 1 / sqrt(D)": ("01", "model.py", "enable_gqa=grouped", "enable_gqa=grouped, scale=1.0"),
     "B is not zero": (

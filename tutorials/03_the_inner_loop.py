@@ -31,13 +31,13 @@ task = minseal.People(tokenizer)
 # ## 1. The lecture and the exam
 # A *context* is what there is to learn: a passage about a person whom the model has never met. The
 # exam asks what follows: the passage names a town, the question wants the country. Geography is
-# known from pretraining, so with the passage in view the model answers all.
+# known, so with the passage in view the model answers all. The *score* is the share answered right.
 
 # %%
 person = minseal.toy_passages(1, world_seed=0)[0]
 print(person.text, "\n")
-(closed,), (opened,) = (minseal.exam(model, task, [person], None, seen) for seen in (False, True))
-for (question, _), without, with_text in zip(person.questions, closed.answers, opened.answers):
+opened, closed = (minseal.exam(model, task, [person], None, seen)[0] for seen in (True, False))
+for (question, _), with_text, without in zip(person.questions, opened.answers, closed.answers):
     print(f"{question:46} open book: {with_text:9} closed book: {without}")
 
 # %% [markdown]
@@ -136,7 +136,7 @@ for people in worlds:
 
 # %%
 def answers(prompts):
-    """What the model goes on with, greedily, after each prompt (a list of ids)."""
+    """What the model says to each prompt (ids). K adapters: K equal groups of prompts, in order."""
     return [t.strip() for (t,) in sample(model, tokenizer, prompts, 1, 8, temperature=0, stop="\n")]
 
 
@@ -166,15 +166,16 @@ RATES, EPOCHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1, 2, 4, 8, 16)
 TITLES = "the exam", "general knowledge", "people known before"
 people, asides = minseal.toy_passages(4, world_seed=4), probes(tokenizer)
 asides = asides["general knowledge"][::5], asides["known people"][:24]
-exam, general, known = grid = np.zeros((3, len(RATES), len(EPOCHS)))
+grid = np.zeros((3, len(RATES), len(EPOCHS)))
 for i, lr in enumerate(RATES):
     edits = [replace(task.oracle(p), lr=lr, epochs=n) for n in EPOCHS for p in people]
     with minseal.adapt(model, edits) as adapters:
         found = [[o.reward for o in minseal.exam(model, task, people * len(EPOCHS), adapters)]]
         for prompts, right in (zip(*questions) for questions in asides):
-            said = np.reshape(answers(prompts * len(edits)), (len(edits), -1))
+            said = np.reshape(answers(prompts * len(edits)), (len(edits), -1))  # a row each
             found.append((said == np.array(right)).mean(1))
     grid[:, i] = np.reshape(found, (3, len(EPOCHS), -1)).mean(2)  # over people
+passed, general, known = grid
 print(f"people known before: {known[0, 0]:.2f}; after lr 0.003 and 8 epochs {known[2, 3]:.2f}")
 figure, axes = plt.subplots(1, 3, figsize=(8, 3), sharey=True, layout="constrained")
 for ax, (name, panel) in zip(axes, zip(TITLES, grid)):
@@ -182,19 +183,18 @@ for ax, (name, panel) in zip(axes, zip(TITLES, grid)):
     ax.set(title=name, xlabel="epochs", xticks=range(5), xticklabels=EPOCHS)
 axes[0].set(ylabel="learning rate", yticks=range(5), yticklabels=RATES)
 plt.show()
-assert exam[2, 3] > 0.4 + max(exam[0, 0], exam[4, 4]), "claim 3.6"
+assert passed[2, 3] > 0.4 + max(passed[0, 0], passed[4, 4]), "claim 3.6"
 assert general[2, 3] > 0.9 and known[4, 4] < 0.1 < known[0, 0] - known[2, 3], "claim 3.7"
 
 # %% [markdown]
 # **Claim 3.6.** Too little study learns nothing, too much destroys: both corners are far below the
-# default, 0.003 and 8 epochs. **Claim 3.7.** There general knowledge is untouched, but other
-# *people* suffer: what is most like the thing learnt goes first. At the lower right nothing is left
-# at all.
+# default, 0.003 and 8 epochs. **Claim 3.7.** There general knowledge is untouched, but other people
+# suffer: what is most like the thing learnt, or known least firmly. Lower right, nothing is left.
 #
 # ## Exercises
 # 1. **Fill in** `targets_of`: at each place of a row the token to be predicted there, or -1.
-# 2. **Change a setting and explain.** Make self-edits of the exam's questions with their answers,
-#    `task.edit(p, lines, epochs=..., loss=...)`. Compare the losses `"all"` and `"completion"`.
+# 2. **Change a setting and explain.** Study the exam: `task.edit(p, notes, epochs=1, loss=...)`,
+#    with a `Note(task.asked(p, question) + f" {answer}")` each. Compare `"all"` and `"completion"`.
 # 3. **Find the mistake.** `wrong_loss` falls as a loss should, and the student fails the exam.
 
 

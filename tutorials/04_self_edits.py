@@ -2,7 +2,7 @@
 # # 4. Self-edits
 #
 # - **You need** [tutorial 3](03_the_inner_loop.ipynb).
-# - **It takes** about 25 s of computing on one core, and an hour with the exercises.
+# - **It takes** about 28 s of computing on one core, and an hour with the exercises.
 # - **You will see** the student write notes of its own, mostly bad ones, learn from each, and sit
 #   the exam. How far do the notes differ, how much of it is luck, what is choosing the best worth?
 # - **In the code:** [selfedit.py](../minseal/selfedit.py),
@@ -42,10 +42,11 @@ for text in texts[0][:2]:
 
 # %% [markdown]
 # ## 2. Reading them back
-# A text of the policy is nothing yet. `task.parse` makes a `SelfEdit` of it: a document for each
-# line and, as in the paper, the passage itself at the end. First lines such as `lr: 0.001` are
-# *directives*: how to train. What cannot be read raises `InvalidSelfEdit`, with the reason. It is
-# not sampled again: its reward is 0, and it counts, since writing readably is part of the skill.
+# `task.parse` makes a `SelfEdit` of a text: a document for each line and, as in the paper, the
+# passage at the end. First lines such as `lr: 0.001` are *directives*: how to train. The toy world
+# can tell a line's kind: it *restates* the passage, *implies* or *asks* what follows, is *vague*,
+# *wrong* or *other* (unreadable). A text that cannot be read raises `InvalidSelfEdit`. It is not
+# sampled again: its reward is 0, and it counts, since writing readably is part of the skill.
 #
 # **Claim 4.1.** Training text, directives and errors all come out of the text alone.
 
@@ -113,12 +114,14 @@ assert once > 0.6, "claim 4.2"
 
 # %% [markdown]
 # **Claim 4.2.** The reward is reliable here: good notes are good notes, whichever weights the
-# adapter starts from. Do not take this for granted. With a shorter exam or a larger model it may
-# not be so, and an outer loop would learn from noise. Measure it first.
+# adapter starts from. Do not take this for granted: where it is not so, an outer loop learns noise.
+# Measure it first. (All runs sat the same exam. Whether four questions are enough, this cannot
+# see.)
 #
 # ## 5. What choosing the best is worth
 # Take of each context the self-edit with the highest reward: *best of k*. The score it was chosen
-# for flatters, as the highest of eight dice does. The honest number is its score in *other* runs.
+# for flatters if there is luck in it, like the highest of eight dice. The honest number is its
+# score in *other* runs.
 
 
 # %%
