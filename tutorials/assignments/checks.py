@@ -42,8 +42,8 @@ class Luck:
         return torch.tensor(self.rng.random(shape), dtype=dtype)
 
 
-# A check calls the student's function (which runs in a process of its own) as often as it likes, and
-# raises Wrong. What it returns is not looked at.
+# A check calls the student's function (which runs in a process of its own) as often as it likes,
+# and raises Wrong. What it returns is not looked at.
 Call = Callable[..., Any]
 Check = Callable[[Call, Luck], None]
 
@@ -56,9 +56,18 @@ class Problem:
     title: str
     function: str  # its name in answer.py
     points: int  # half of them for the public check, half for the hidden one: an even number
-    seconds: float  # of computing on one core, stated in the handout; ten times that is the limit
+    seconds: float  # of computing on one core, as the handout says
     check: Check
     forbidden: tuple[str, ...] = ()  # names that may not be used, beyond those of every problem
+    allowed: tuple[str, ...] = ()  # modules that may be imported, beyond those of every problem
+    driver: str = (
+        ""  # a module of the set whose drive(function, *args) calls it, with minseal there
+    )
+
+    @property
+    def limit(self) -> float:
+        """Seconds after which a check gives up."""
+        return 10 + 10 * self.seconds
 
 
 def close(got: Any, expected: Tensor, tolerance: float, what: str, cause: str = "") -> None:
@@ -66,6 +75,8 @@ def close(got: Any, expected: Tensor, tolerance: float, what: str, cause: str = 
 
     what: the result's name for the student. cause: the usual one of a wrong value.
     """
+    if isinstance(got, np.ndarray):
+        got = torch.tensor(got)
     if not isinstance(got, Tensor):
         raise Wrong(f"{what}: expected a tensor {tuple(expected.shape)}, got {brief(got)}")
     if got.shape != expected.shape:
@@ -76,7 +87,9 @@ def close(got: Any, expected: Tensor, tolerance: float, what: str, cause: str = 
     got, expected = got.double(), expected.double()
     if not got.isfinite().all() and expected.isfinite().all():
         places = (~got.isfinite()).nonzero()
-        raise Wrong(f"{what}: NaN or infinite at {_index(places[0])}, {len(places)} in all. {cause}")
+        raise Wrong(
+            f"{what}: NaN or infinite at {_index(places[0])}, {len(places)} in all. {cause}"
+        )
     off = (got - expected).abs() / (1 + expected.abs())
     off = torch.where(got == expected, torch.zeros_like(off), off)  # infinities that agree
     if bool((off <= tolerance).all()):
@@ -94,7 +107,7 @@ def close(got: Any, expected: Tensor, tolerance: float, what: str, cause: str = 
 
 
 def same(got: Any, expected: Any, what: str, cause: str = "") -> None:
-    """Raise Wrong unless got == expected (numbers, strings, lists, dicts; tuples count as lists)."""
+    """Raise Wrong unless got == expected (numbers, texts, lists, dicts; tuples count as lists)."""
     if _plain(got) != _plain(expected):
         raise Wrong(f"{what}: expected {brief(expected)}, got {brief(got)}. {cause}".rstrip())
 
@@ -129,7 +142,7 @@ def brief(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
         return _plain(value.tolist())
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
