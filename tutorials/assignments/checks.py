@@ -43,9 +43,9 @@ class Luck:
 
 
 # A check calls the student's function (which runs in a process of its own) as often as it likes,
-# and raises Wrong. What it returns is not looked at.
+# and raises Wrong. It returns None, or a number for the leaderboard.
 Call = Callable[..., Any]
-Check = Callable[[Call, Luck], None]
+Check = Callable[[Call, Luck], float | None]
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,33 @@ goes to printed.txt. grade.py starts this in a folder that holds copies, and end
 """
 
 import base64
+
+# All that an answer may import is imported while this process may still read it: nobody, whose
+# rights it will have, may not read an interpreter that lies in somebody's home.
+import collections
+import copy
 import ctypes
+import dataclasses
+import functools
 import importlib
+import itertools
 import json
+import math
 import os
+import random
 import resource
 import sys
 import traceback
+import typing
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional
 
+PRELOADED = collections, copy, dataclasses, functools, itertools, math, random, typing
+for name in ("utf-8-sig", "latin-1", "ascii", "idna"):
+    "".encode(name)
 torch.set_num_threads(1)
 NOBODY = 65534
 DEEPEST = 20  # of nested lists

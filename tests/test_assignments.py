@@ -1,0 +1,363 @@
+"""The autograder: what hostile answers cost, what results.json holds, many answers, the zip.
+
+With the marker `tutorials`: its self-test, mutants and all.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent.parent / "tutorials" / "assignments"
+sys.path.insert(0, str(FOLDER))
+import checks  # noqa: E402
+import grade  # noqa: E402
+import sandbox  # noqa: E402
+import worker  # noqa: E402
+
+SETS = ["a1", "a2", "a3", "a4", "a5"]
+
+
+def check_double(call, luck):
+    for _ in range(2):
+        x = luck.normal(luck.whole(2, 4), 3)
+        checks.close(call(x), 2 * x, 1e-6, "double", "added once?")
+
+
+def check_half(call, luck):
+    x = luck.normal(4)
+    checks.close(call(x), x / 2, 1e-6, "half")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A set of two problems, whose answers the tests write."""
+    folder = tmp_path / "a0_small"
+    folder.mkdir()
+    problems = [
+        checks.Problem("0.1", "double", "double", 4, 0.2, check_double, ("clone",)),
+        checks.Problem("0.2", "half", "half", 2, 0.2, check_half),
+    ]
+    return grade.Set(folder, problems)
+
+
+HALF = "def half(x):\n    return x / 2\n"
+DOUBLE = "def double(x):\n    return 2 * x\n"
+
+
+def points(small, source, secret="s"):
+    """{problem: points}, and the messages of what failed."""
+    marks = grade.grade(small, source, {False: "public", True: secret})
+    got = {p.number: sum(m.points for m in marks if m.problem is p) for p in small.problems}
+    return got, [m.message for m in marks if m.message]
+
+
+def test_a_right_answer_gets_everything(small):
+    assert points(small, DOUBLE + HALF) == ({"0.1": 4, "0.2": 2}, [])
+
+
+HOSTILE = {
+    "endless loop": "    while True: pass",
+    "forks that stay": """
+    for _ in range(4):
+        if torch.os.fork() == 0:
+            torch.os.setsid()
+            while True: pass
+    return 3 * x""",
+    "memory": "    return torch.zeros(10**11)",
+    "exit": "    raise SystemExit",
+    "hard exit": "    torch.os._exit(0)",
+    "signals its parent": "    torch.os.kill(torch.os.getppid(), 9)",
+    "deletes files": """
+    torch.os.system(f"rm -rf {torch.os.getcwd()}/* FOLDER/* HOME_OF_TEST/*")""",
+    "reads the checks": """
+    torch.os.stat("SECRET")
+    return [line for line in torch.os.popen("cat SECRET")]""",
+    "patches torch": """
+    torch.allclose = torch.equal = torch.Tensor.all = lambda *a, **k: True
+    torch.Tensor.__le__ = lambda a, b: torch.ones_like(a).bool()
+    return 3 * x""",
+    "writes results itself": """
+    for number in range(3, 20):
+        try:
+            torch.os.write(number, b'{"value": 1}\\n' * 3)
+        except OSError:
+            pass
+    return 3 * x""",
+    "prints a gigabyte": "    print('x' * 10**9)",
+    "returns a pickle bomb": """
+    class Bomb:
+        def __reduce__(self): return (print, ("boom",))
+    return Bomb()""",
+    "changes time": """
+    torch.random.time = lambda: 0
+    torch.os.times = lambda: 0
+    return 3 * x""",
+    "returns a huge result": "    return torch.zeros(10**8)",
+    "returns a nest": """
+    nest = []
+    for _ in range(10**5): nest = [nest]
+    return nest""",
+    "a tensor that lies": "    return x.expand(10**6, *x.shape)",
+    "control characters": "    raise ValueError('\\x1b[2J\\x07')",
+    "sleeps": "    torch.os.system('sleep 1000')",
+}
+
+
+@pytest.fixture(autouse=True)
+def adopted():
+    sandbox.adopt()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_answer_costs_its_own_problem_and_leaves_nothing(small, name, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "kept.txt").write_text("kept")
+    (mine / "kept.txt").chmod(0o600)
+    mine.chmod(0o700)
+    body = HOSTILE[name].replace("FOLDER", str(small.folder)).replace("SECRET", __file__)
+    body = body.replace("HOME_OF_TEST", str(mine))
+    source = f"import torch\n\n\ndef double(x):\n{body}\n\n\n{HALF}"
+    got, messages = points(small, source)
+    assert got == {"0.1": 0, "0.2": 2}, messages
+    assert (mine / "kept.txt").read_text() == "kept"
+    assert list(sandbox._children()) == []
+    assert all(grade.plain(m).isprintable() for m in messages)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import minseal",
+        "from minseal.model import rotate",
+        "import os",
+        "import importlib",
+        "x.clone()",
+        "__import__('os')",
+        "eval('1')",
+        "open('answer.py')",
+        "x.__class__",
+        "getattr(x, 'clo' + 'ne')()",
+    ],
+)
+def test_what_is_forbidden_loses_its_problem_and_names_the_line(small, line):
+    got, messages = points(small, f"def double(x):\n    {line}\n    return 2 * x\n\n\n{HALF}")
+    assert got == {"0.1": 0, "0.2": 2}
+    assert all("line 2 " in m and "not allow" in m for m in messages)
+
+
+def test_a_problem_gets_its_function_with_its_helpers_and_no_other_line(small):
+    source = f"""
+import math
+import minseal  # nobody uses it
+FACTOR = 2.0
+raise SystemExit("at the top level")
+while True: pass
+
+
+def helper(x):
+    return FACTOR * x
+
+
+class Other:
+    def broken(self): return nothing
+
+
+def double(x):
+    return helper(x)
+
+
+{HALF}"""
+    assert points(small, source)[0] == {"0.1": 4, "0.2": 2}
+    part = sandbox.part_of(source, small.problems[0])
+    assert "half" not in part and "minseal" not in part and "while" not in part
+    assert part.splitlines().index("def double(x):") == source.splitlines().index("def double(x):")
+
+
+@pytest.mark.parametrize(
+    "source, told",
+    [
+        ("def double(x:\n", "no Python"),
+        ("\x00", "no Python"),
+        ("", "defines no double"),
+        (f"def double(x):\n    return x\n{HALF}", "added once?"),
+        (f"def double(x):\n    return 2 * x[:1]\n{HALF}", "expected shape"),
+        (f"def double(x):\n    return 'x'\n{HALF}", "expected a tensor"),
+        (f"def double(x):\n    return 1 / 0\n{HALF}", "ZeroDivisionError"),
+        (f"def double(x):\n    return 2 * x * float('nan')\n{HALF}", "NaN"),
+        (f"def double(x, y):\n    return 2 * x\n{HALF}", "TypeError"),
+    ],
+)
+def test_what_is_wrong_is_told(small, source, told):
+    got, messages = points(small, source)
+    assert got["0.1"] == 0 and any(told in m for m in messages)
+
+
+def test_half_of_the_points_need_the_secret(small):
+    """An answer that knows the public results by heart."""
+    table = []
+
+    def call(x):
+        table.append(x)
+        return 2 * x
+
+    check_double(call, checks.Luck("public", "0.1"))
+    known = [(x.tolist(), (2 * x).tolist()) for x in table]
+    source = f"""
+import torch
+KNOWN = {known}
+
+
+def double(x):
+    for given, result in KNOWN:
+        if torch.tensor(given).equal(x):
+            return torch.tensor(result)
+
+
+{HALF}"""
+    assert points(small, source)[0] == {"0.1": 2, "0.2": 2}
+
+
+# What Gradescope's documentation says of results.json ("Autograder Specifications").
+TOP = dict(
+    score=(int, float),
+    execution_time=(int, float),
+    output=str,
+    visibility=str,
+    stdout_visibility=str,
+    extra_data=dict,
+    tests=list,
+    leaderboard=list,
+)
+TEST = dict(
+    score=(int, float),
+    max_score=(int, float),
+    status=str,
+    name=str,
+    number=str,
+    output=str,
+    tags=list,
+    visibility=str,
+    extra_data=dict,
+)
+VISIBILITY = {"hidden", "after_due_date", "after_published", "visible"}
+
+
+def test_results_json_is_what_gradescope_documents(small):
+    marks = grade.grade(small, "def double(x): return x", {False: "public", True: "s"})
+    marks[0].value = 0.5
+    result = json.loads(json.dumps(grade.results(marks)))
+    assert result["score"] == 0 and {"tests", "leaderboard"} <= set(result)
+    for entry, keys in [(result, TOP), *((test, TEST) for test in result["tests"])]:
+        assert set(entry) <= set(keys)
+        assert all(isinstance(value, keys[key]) for key, value in entry.items())
+        assert {entry[k] for k in entry if "visibility" in k} <= VISIBILITY
+    assert {test["status"] for test in result["tests"]} == {"failed"}
+    assert sum(test["max_score"] for test in result["tests"]) == 6
+    assert set(result["leaderboard"][0]) == {"name", "value", "order"}
+
+
+def test_values_survive_the_pipe():
+    values = [
+        torch.tensor([[1.5, float("nan")], [float("inf"), -0.0]], dtype=torch.float64),
+        torch.zeros(0, 3),
+        torch.tensor(3),
+        torch.tensor([True, False]),
+        torch.randn(3, 2).bfloat16(),
+    ]
+    for value in values:
+        back = worker.decode(json.loads(json.dumps(worker.encode(value))))
+        assert back.dtype == value.dtype and back.shape == value.shape
+        assert torch.equal(back.nan_to_num(), value.nan_to_num())
+    plain = {"a": [1, 2.5, None, "x", [True]], 3: (1, 2)}
+    assert worker.decode(json.loads(json.dumps(worker.encode(plain)))) == {
+        "a": [1, 2.5, None, "x", [True]],
+        3: [1, 2],
+    }
+
+
+def run(*arguments, **how):
+    return subprocess.run(
+        [sys.executable, FOLDER / "grade.py", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        **how,
+    )
+
+
+def test_many_answers_are_graded_and_go_on_where_they_were(tmp_path):
+    stubs = (FOLDER / "a4_outer_loop" / "answer.py").read_text(encoding="utf-8")
+    for student in ("ann", "ben"):
+        (tmp_path / "in" / student).mkdir(parents=True)
+        (tmp_path / "in" / student / "answer.py").write_text(stubs, encoding="utf-8")
+    (tmp_path / "in" / "cleo.py").write_text("no python here", encoding="utf-8")
+    arguments = ["a4", tmp_path / "in", "--secret", "s", "--out", tmp_path / "out"]
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / "out" / "grades.csv").read_text(encoding="utf-8").splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]] == [[n, "0"] for n in ("ann", "ben", "cleo")]
+    (tmp_path / "out" / "ben.json").unlink()
+    assert run(*arguments).stdout.count("ben") == 1
+    assert (tmp_path / "out" / "grades.csv").read_text(encoding="utf-8").splitlines() == rows
+
+
+def test_many_need_a_secret_and_errors_are_a_line(tmp_path):
+    for arguments in (
+        ["a4", str(tmp_path)],
+        ["a9"],
+        [],
+        ["a4", "nowhere.py"],
+        ["a4", "--zip", "z"],
+    ):
+        done = run(*arguments, env={k: v for k, v in os.environ.items() if k != "GRADE_SECRET"})
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_the_zip_grades_by_itself(tmp_path):
+    path = tmp_path / "a4.zip"
+    assert run("a4", "--secret", "hush", "--zip", path).returncode == 0
+    with zipfile.ZipFile(path) as archive:
+        assert {"setup.sh", "run_autograder", "secret.txt"} <= set(archive.namelist())
+        assert archive.getinfo("run_autograder").external_attr >> 16 & 0o111
+        archive.extractall(tmp_path / "source")
+    grader = tmp_path / "source" / "tutorials" / "assignments" / "grade.py"
+    stubs = FOLDER / "a4_outer_loop" / "answer.py"
+    command = [sys.executable, grader, "a4", stubs, "--json", tmp_path / "results.json"]
+    subprocess.run(
+        command, check=True, capture_output=True, env={**os.environ, "GRADE_SECRET": "x"}
+    )
+    assert json.loads((tmp_path / "results.json").read_text())["score"] == 0
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_is_complete(name):
+    chosen = grade.sets()[name]
+    assert sum(problem.points for problem in chosen.problems) == 20
+    assert all(problem.points % 2 == 0 for problem in chosen.problems)
+    handout = (chosen.folder / "handout.md").read_text(encoding="utf-8")
+    stubs = (chosen.folder / "answer.py").read_text(encoding="utf-8")
+    for problem in chosen.problems:
+        assert problem.number in handout and f"def {problem.function}(" in stubs
+    for word in ("You may use", "hand in", "Hours", "one core"):
+        assert word.lower() in handout.lower(), word
+    assert max(len(line) for line in handout.splitlines()) <= 100
+
+
+def test_there_are_forty_mutants_and_five_variants_a_set():
+    found = {name: chosen.module("mutants") for name, chosen in grade.sets().items()}
+    assert sum(len(module.MUTANTS) for module in found.values()) >= 40
+    assert all(len(found[name].VARIANTS) >= 5 for name in SETS[:4])
+
+
+@pytest.mark.tutorials
+@pytest.mark.parametrize("name", SETS)
+def test_the_grader_is_right(name):
+    done = run("--self-test", name)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
