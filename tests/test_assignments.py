@@ -114,6 +114,7 @@ def adopted():
     sandbox.adopt()
 
 
+@pytest.mark.tutorials
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_costs_its_own_problem_and_leaves_nothing(small, name, tmp_path):
     mine = tmp_path / "mine"

@@ -31,7 +31,7 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 from checks import Luck, Problem, Wrong  # noqa: E402
-from sandbox import adopt, part_of, started  # noqa: E402
+from sandbox import Gone, adopt, part_of, started  # noqa: E402
 from worker import decode, encode  # noqa: E402
 
 # ---- one submission ----
@@ -99,13 +99,16 @@ def grade(
         try:
             part = source if trusted else part_of(str(source), problem)
             with started(chosen.folder, part, problem, trusted) as worker:
+                gone = ""
                 for hidden, secret in secrets.items():
-                    begun, message, value = time.monotonic(), "", None
+                    begun, message, value = time.monotonic(), gone, None
                     worker.begin()
                     try:
-                        value = problem.check(worker, Luck(secret, problem.number))
+                        if not gone:
+                            value = problem.check(worker, Luck(secret, problem.number))
                     except Wrong as wrong:
                         message = str(wrong) or "wrong"
+                        gone = message if isinstance(wrong, Gone) else ""
                     seconds = round(time.monotonic() - begun, 2)
                     found.append(Mark(problem, hidden, message, seconds, value))
             for mark in found:

@@ -13,7 +13,7 @@ GAIN = 0.05  # over the untaught policy's notes. SEAL itself gains .08 to .25 wi
 
 
 def scores(policy: minseal.GPT, world_seed: int, seed: int) -> np.ndarray:
-    """(people,): closed-book exam of the *untaught* student, mean of two self-edits of the policy."""
+    """(people,): exams of the *untaught* student, mean of two self-edits of the policy for each."""
     student, tokenizer = minseal.load("tiny_data/knowledge")
     task, held_out = minseal.People(tokenizer), minseal.toy_passages(HELD_OUT, world_seed)
     prompts = [task.prompt(person) for person in held_out]
