@@ -121,13 +121,14 @@ def grade(
 
 def table(marks: list[Mark]) -> str:
     """For people: a line a problem, below it what is wrong and what the answer printed."""
-    lines = []
+    lines, told = [], ""
     for mark in marks:
         p, kind = mark.problem, "hidden" if mark.hidden else "public"
         points = f"{mark.points:g} of {mark.most:g}"
         lines.append(f"{p.number:4} {p.title:44} {kind}  {points:>8}  {mark.seconds:5.1f} s")
-        if mark.message:
+        if mark.message and not (mark.hidden and mark.message == told):
             lines.append("     " + plain(mark.message))
+        told = mark.message
         if mark.message and mark.printed.strip() and not mark.hidden:
             lines += ["     it printed:"]
             lines += ["     | " + plain(line) for line in mark.printed.splitlines()[:10]]
