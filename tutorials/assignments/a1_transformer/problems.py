@@ -484,7 +484,9 @@ def wrong_choices(
         "This is the argmax: do too few tokens stay?": logits.argmax(-1),
     }
     if temperature not in (0, 1):
-        wrong["This is what comes at temperature 1"] = choose(logits, dice, 1.0, top_p)
+        wrong["This is what comes at temperature 1. Or does top_p come before it?"] = choose(
+            logits, dice, 1.0, top_p
+        )
         wrong["The logits are multiplied by the temperature; expected divided"] = choose(
             logits, dice, 1 / temperature, top_p
         )
