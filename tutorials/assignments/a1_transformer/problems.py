@@ -330,6 +330,7 @@ def check_decode(call: Call, luck: Luck) -> None:
     cause = "A new token sees the cached tokens of its own document only"
     H_kv = luck.whole(1, 3)
     case(what, 2 * H_kv, H_kv, docs, [luck.whole(2, 5), 1, 3, luck.whole(1, 3)], cause)
+    case(what, 2 * H_kv, H_kv, docs, [3] + [1] * 9, cause)
 
 
 def wrong_steps(q: Tensor, k: Tensor, v: Tensor, docs: Tensor, a: int, b: int) -> dict[str, Tensor]:
