@@ -330,6 +330,7 @@ def check_decode(call: Call, luck: Luck) -> None:
     cause = "A new token sees the cached tokens of its own document only"
     H_kv = luck.whole(1, 3)
     case(what, 2 * H_kv, H_kv, docs, [luck.whole(2, 5), 1, 3, luck.whole(1, 3)], cause)
+    case(what, 2 * H_kv, H_kv, docs, [3] + [1] * 9, cause)
 
 
 def wrong_steps(q: Tensor, k: Tensor, v: Tensor, docs: Tensor, a: int, b: int) -> dict[str, Tensor]:
@@ -484,7 +485,9 @@ def wrong_choices(
         "This is the argmax: do too few tokens stay?": logits.argmax(-1),
     }
     if temperature not in (0, 1):
-        wrong["This is what comes at temperature 1"] = choose(logits, dice, 1.0, top_p)
+        wrong["This is what comes at temperature 1. Or does top_p come before it?"] = choose(
+            logits, dice, 1.0, top_p
+        )
         wrong["The logits are multiplied by the temperature; expected divided"] = choose(
             logits, dice, 1 / temperature, top_p
         )
