@@ -9,7 +9,7 @@ from minseal.lab.evidence import paired
 from minseal.sample import sample
 
 PEOPLE, TRIALS, HELD_OUT = 40, 240, 48
-GAIN = 0.05  # over the untaught policy's notes. SEAL itself gains .08 to .25 with this budget
+GAIN = 0.1  # over the untaught policy's notes. SEAL itself gains .21 to .34 with this budget
 
 
 def scores(policy: minseal.GPT, world_seed: int, seed: int) -> np.ndarray:
