@@ -159,8 +159,8 @@ def batch(luck: Luck, K: int, b: int, T: int, V: int, kind: str) -> tuple[Tensor
     return logits, targets, weights
 
 
-def batches(luck: Luck) -> list[tuple[str, float, tuple[Tensor, Tensor, Tensor, int]]]:
-    """(what is special, tolerance, arguments), easy ones first."""
+def batches(luck: Luck) -> list[tuple[str, str, float, tuple[Tensor, Tensor, Tensor, int]]]:
+    """(what is special, what goes wrong there, tolerance, arguments), easy ones first."""
     cases, few = [], 1e-5  # float32 and a few hundred terms: 1e-6. Mistakes are beyond 1e-2.
     for what, K, b, kind in (
         ("one student, one row, all tokens carry loss with weight 1", 1, 1, "ones"),
@@ -170,33 +170,32 @@ def batches(luck: Luck) -> list[tuple[str, float, tuple[Tensor, Tensor, Tensor, 
         ("three students, two rows each", 3, 2, "mixed"),
     ):
         made = batch(luck, K, b, luck.whole(4, 7), luck.whole(3, 6), kind)
-        cases.append((what, few, (*made, K)))
+        cases.append((what, "", few, (*made, K)))
     # A student without a token that carries loss.
     logits, targets, weights = batch(luck, 3, 2, 5, 4, "mixed")
     targets[2:4], weights[2:4] = -1, 0.0
-    cases.append(
-        ("student 1 of 3 has no token that carries loss", few, (*(logits, targets), weights, 3))
-    )
+    what, why = "student 1 of 3 has no token that carries loss", "Is that 0 / 0? It is 0 here."
+    cases.append((what, why, few, (logits, targets, weights, 3)))
     # Logits around 1000 and -1000: exp() would overflow. Float32 holds them to 6e-5.
     logits, targets, weights = batch(luck, 2, 1, 6, 5, "mixed")
     logits = (logits.float() + torch.tensor([1000.0, -1000.0])[:, None, None]).double()
-    cases.append(("logits near 1000 and near -1000", 5e-4, (logits, targets, weights, 2)))
+    what, why = "logits near 1000 and near -1000", "exp(1000) is infinite, exp(-1000) is 0."
+    cases.append((what, why, 5e-4, (logits, targets, weights, 2)))
     # NaN where no loss is.
     logits, targets, weights = batch(luck, 2, 2, 6, 5, "mixed")
     targets[1, 2:4], weights[1, 2:4] = -1, 0.0
     logits[targets < 0] = luck.pick([math.nan, math.inf])
-    cases.append(
-        ("logits are NaN or infinite where targets is -1", few, (logits, targets, weights, 2))
-    )
+    what, why = "logits are NaN or infinite where targets is -1", "0 times NaN is NaN."
+    cases.append((what, why, few, (logits, targets, weights, 2)))
     return cases
 
 
 def check_losses(call: Call, luck: Luck) -> None:
-    for what, tolerance, (logits, targets, weights, K) in batches(luck):
+    for what, why, tolerance, (logits, targets, weights, K) in batches(luck):
         expected = reference.losses(logits, targets, weights, K)  # (K,)
         got = call(logits, targets, weights, K)
         cause = guess(got, expected, loss_guesses(expected, logits, targets, weights, K))
-        close(got, expected, tolerance, f"losses, {what}", cause)
+        close(got, expected, tolerance, f"losses, {what}", cause or why)
     # One student's NaN is its own.
     logits, targets, weights = batch(luck, 3, 2, 5, 4, "mixed")
     logits[2:4] = math.nan
@@ -255,11 +254,11 @@ def check_gradient(call: Call, luck: Luck) -> None:
     got = call(logits, targets, weights, 1)
     cause = guess(got, expected, gradient_guesses(expected, logits, targets, weights, 1))
     close(got, expected, 1e-5, what, cause)
-    for what, tolerance, (logits, targets, weights, K) in batches(luck):
+    for what, why, tolerance, (logits, targets, weights, K) in batches(luck):
         expected = reference.gradient(logits, targets, weights, K)  # (K b, T, V)
         got = call(logits, targets, weights, K)
         cause = guess(got, expected, gradient_guesses(expected, logits, targets, weights, K))
-        close(got, expected, tolerance, f"gradient, {what}", cause)
+        close(got, expected, tolerance, f"gradient, {what}", cause or why)
 
 
 def gradient_guesses(expected, logits, targets, weights, K) -> dict[str, Tensor]:
