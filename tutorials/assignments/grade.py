@@ -238,8 +238,6 @@ def make_zip(name: str, chosen: Set, secret: str, path: Path) -> None:
     """The autograder for Gradescope: setup.sh, run_autograder, this folder, minseal, the secret."""
     files = [p for p in sorted(chosen.folder.glob("*.py")) if p.stem not in ("mutants", "answer")]
     files += [HERE / f"{n}.py" for n in ("grade", "sandbox", "checks", "worker")]
-    if (HERE / "a4_outer_loop" / "answer.py").exists():  # what find-the-bug began with
-        files += [p for p in [chosen.folder / "answer.py"] if p.exists()]
     for folder in ("minseal", "tiny_data"):
         files += [p for p in sorted((ROOT / folder).rglob("*")) if p.is_file()]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
