@@ -77,6 +77,8 @@ def forbidden(statements: list[ast.stmt], problem: Problem) -> str | None:
                 names += module.split(".")
         elif isinstance(node, ast.Name):
             names = [node.id]
+        elif isinstance(node, ast.keyword):
+            names = [node.arg or ""]
         elif isinstance(node, ast.Attribute):
             names = [node.attr]
             if node.attr.startswith("__") and node.attr != "__init__":
