@@ -90,7 +90,10 @@ def named() -> dict[int, str]:
     raise NotImplementedError("Problem 4.6: named")
 
 
-# Copy each loop from loops.py over its stub below, and mend it there.
+# Copy each loop from loops.py over its stub below, and mend it there. Their arguments:
+#     logits (N,), rewards (C, N), unseen (U, N), dice (rounds, n, k), ties (rounds, n): floats
+#     invalid (C, N): bools; n, steps: whole numbers; lr: a float
+# They return (history (rounds, N), scores (rounds,)).
 
 
 def loop_1(logits, rewards, invalid, unseen, n, dice, ties, lr, steps):

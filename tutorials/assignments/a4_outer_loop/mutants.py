@@ -64,6 +64,20 @@ def each_from_the_start(f: Callable) -> Callable:
     return rest_em
 
 
+def a_round_late(f: Callable) -> Callable:
+    """Each round's self-edits are written by the policy as it was a round before."""
+
+    def rest_em(logits, rewards, invalid, dice, ties, lr, steps):
+        history = f(logits, rewards, invalid, dice, ties, lr, steps)
+        before = [logits, logits, *history][: len(dice)]
+        moved = [
+            f(z, rewards, invalid, [d], [t], lr, steps)[0] for z, d, t in zip(before, dice, ties)
+        ]
+        return [*history[:1], *moved[1:]]
+
+    return rest_em
+
+
 def round_by_round(f: Callable) -> Callable:
     def rest_em(logits, rewards, invalid, dice, ties, lr, steps):
         history = []
@@ -173,7 +187,10 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     ),
     "ties to the first": ("4.1", lambda f: lambda r, bad, d, s: f(r, bad, 0.0, s)),
     "ties to the last": ("4.1", lambda f: lambda r, bad, d, s: f(r, bad, 0.999999, s)),
-    "the die counts from the end": ("4.1", lambda f: lambda r, bad, d, s: f(r, bad, 1 - d, s)),
+    "the die counts from the end": (
+        "4.1",
+        lambda f: lambda r, bad, d, s: f(r, bad, 0.9999999 * (1 - d), s),
+    ),
     "all-best is one": ("4.1", lambda f: lambda r, bad, d, s: f(r, bad, d, s)[:1]),
     "index among the valid": ("4.1", within_valid),
     "learns where all score alike": ("4.1", alike_too),
@@ -183,6 +200,7 @@ MUTANTS: dict[str, tuple[str, Make]] = {
         lambda f: lambda r, bad, d, s: f(r, bad, d, s) if len(set(r)) > 1 else [],
     ),
     "rounds start over": ("4.2", each_from_the_start),
+    "a round late": ("4.2", a_round_late),
     "the same dice in each round": (
         "4.2",
         lambda f: lambda z, r, bad, dice, *a: f(z, r, bad, dice[:1] * len(dice), *a),

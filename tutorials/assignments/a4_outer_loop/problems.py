@@ -22,24 +22,30 @@ def plain(got: Any) -> Any:
     return got.tolist() if hasattr(got, "tolist") else got
 
 
+def array(got: Any) -> np.ndarray | None:
+    """Lists of numbers as an array; None if they are none."""
+    try:
+        table = np.asarray(plain(got))
+        return table.astype(float) if table.dtype.kind in "bif" else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+
+
 def agree(got: Any, expected: Any, what: str, cause: str = "") -> None:
     """Raise Wrong unless `got` holds the same numbers in the same nesting of lists."""
-    expected = torch.tensor(expected, dtype=torch.float64)
-    try:
-        table = torch.tensor(np.asarray(plain(got), float))
-    except (TypeError, ValueError, OverflowError, RuntimeError):
+    expected, found = torch.tensor(expected, dtype=torch.float64), array(got)
+    if found is None:
         told = f"expected lists of numbers of shape {tuple(expected.shape)}"
-        raise Wrong(f"{what}: {told}, got {brief(got)}") from None
-    close(table, expected, EXACT, what, cause)
+        raise Wrong(f"{what}: {told}, got {brief(got)}")
+    close(torch.tensor(found), expected, EXACT, what, cause)
 
 
 def agrees(got: Any, expected: Any) -> bool:
     """The same as a question."""
-    try:
-        agree(got, expected, "")
-    except Wrong:
+    found, right = array(got), array(expected)
+    if found is None or right is None or found.shape != right.shape:
         return False
-    return True
+    return np.allclose(found, right, EXACT, EXACT)
 
 
 def likely_cause(got: Any, causes: dict[str, Any], otherwise: str = "") -> str:
@@ -118,61 +124,132 @@ def table(luck: Luck, C: int, N: int, low: int, high: int, share: float) -> tupl
     return np.where(invalid, 0.0, worth).tolist(), invalid.tolist()
 
 
+def die_of(logits: list, option: int) -> float:
+    """The die in the middle of this option's piece."""
+    p = torch.tensor(logits, dtype=torch.float64).softmax(0)
+    return float(p[:option].sum() + p[option] / 2)
+
+
+def sure_winner(luck: Luck, logits: list, rewards: list, throws: list) -> None:
+    """Let this context have one best option among those sampled: changes rewards and throws."""
+    rewards[:] = (luck.rng.permutation(len(rewards)) / 4).tolist()
+    throws[:2] = [die_of(logits, 0), die_of(logits, len(logits) - 1)]
+
+
+def tie_world(luck: Luck) -> tuple[list, list, list, list]:
+    """(rewards, invalid, throws, lots) of 18 contexts, for 37 equal logits.
+
+    In each three self-edits tie, two of one option and one of another, which are like no other
+    context's; a fourth is worse. All orders, and dice on both sides of where rounding would go.
+    """
+    names = luck.rng.permutation(37).tolist()
+    even, loser = [0.0] * 37, names.pop()
+    rewards, throws, lots = [], [], []
+    for order in ((0, 0, 1), (0, 1, 0), (1, 0, 0)):
+        for lot in (0.05, 0.3, 0.36, 0.62, 0.7, 0.95):
+            pair = names.pop(), names.pop()
+            rewards.append([1.0 if o in pair else 0.0 for o in range(37)])
+            written = [pair[i] for i in order]
+            written.insert(luck.whole(0, 3), loser)
+            throws.append([die_of(even, o) for o in written])
+            lots.append(lot)
+    return rewards, [[False] * 37] * 18, throws, lots
+
+
 def check_rest_em(call: Call, luck: Luck) -> None:
-    # (what is asked, contexts, options, rounds, k, lowest, highest quarter, invalid, steps)
+    # (what is asked, contexts, options, rounds, k, lowest, highest quarter, invalid, steps, cause)
     cases = [
-        ("one context, one round, one step", 1, 4, 1, 4, 0, 40, 0.0, 1),
-        ("several steps", 1, 4, 1, 4, 0, 40, 0.0, 9),
-        ("several contexts", 4, 5, 1, 4, 0, 40, 0.0, 3),
-        ("contexts that score alike, and ties", 6, 4, 1, 3, 0, 1, 0.0, 3),
-        ("invalid options, rewards below 0", 6, 6, 1, 5, -8, -1, 0.3, 3),
-        ("two rounds", 3, 4, 2, 4, 0, 40, 0.0, 3),
-        ("all of it", 8, 6, 4, 4, -2, 2, 0.2, 5),
+        ("one context, one round, one step", 1, 4, 1, 4, 0, 40, 0.0, 1, ""),
+        ("several steps", 1, 4, 1, 4, 0, 40, 0.0, 9, "One step agreed."),
+        ("several contexts, each with a winner", 4, 5, 1, 4, 0, 40, 0.0, 3, "One context agreed."),
+        ("contexts that score alike", 5, 4, 1, 4, 0, 40, 0.0, 3, "They have no winner: W is less."),
+        ("ties", 18, 37, 1, 4, 0, 40, 0.0, 1, "k self-edits are k, also where options are equal."),
+        ("invalid options, rewards below 0", 6, 6, 1, 5, -8, -1, 0.3, 3, "See 4.1."),
+        ("two rounds", 3, 4, 2, 4, 0, 40, 0.0, 3, "One round agreed: which policy writes, when?"),
+        (
+            "a large step, then a round",
+            3,
+            4,
+            2,
+            3,
+            0,
+            40,
+            0.0,
+            1,
+            "Which policy writes in round 1?",
+        ),
+        ("all of it", 8, 6, 4, 4, -2, 2, 0.2, 5, "Each of its parts agreed."),
     ]
-    for what, C, N, rounds, k, low, high, share, steps in cases:
+    for i, (what, C, N, rounds, k, low, high, share, steps, cause) in enumerate(cases):
         logits = luck.normal(C, N, dtype=torch.float64).tolist()
         rewards, invalid = table(luck, C, N, low, high, share)
         dice, ties = luck.uniform(rounds, C, k).tolist(), luck.uniform(rounds, C).tolist()
-        if C == 1:  # the first and the second case are about a step: let there be a winner
-            rewards[0] = (luck.rng.permutation(N) / 4).tolist()
-            p = torch.tensor(logits[0]).softmax(0)
-            dice[0][0][:2] = [float(p[0] / 2), float(1 - p[-1] / 2)]  # options 0 and N - 1
+        if what == "ties":
+            logits = [[0.0] * N] * C
+            rewards, invalid, dice[0], ties[0] = tie_world(luck)
+        elif i < 4:
+            for c in range(C):
+                sure_winner(luck, logits[c], rewards[c], dice[0][c])
+        if what == "contexts that score alike":
+            for c in luck.rng.permutation(C)[:2].tolist():
+                rewards[c] = [0.625] * N
         lr = luck.whole(4, 12) / 8
+        if what.startswith("a large step"):
+            # Round 0 makes its winner sure. Round 1 would find a better one by the policy of before.
+            logits, lr = [[0.0] * N] * C, 90.0
+            for c in range(C):
+                rewards[c] = (luck.rng.permutation(N) / 4).tolist()
+                best = rewards[c].index(max(rewards[c]))
+                rest = [o for o in luck.rng.permutation(N).tolist() if o != best]
+                dice[0][c] = [die_of(logits[c], o) for o in rest]
+                dice[1][c] = [die_of(logits[c], o) for o in (*rest[1:], best)]
         data = (logits, rewards, invalid, dice, ties, lr, steps)
         expected = reference.rest_em(*data)
         got = call(*data)
-        no = [[False] * N] * C
-        flipped = [[[1 - die for die in row] for row in throws] for throws in dice]
-        shifted = torch.tensor(logits).double().log_softmax(1).tolist()
-        causes = {
-            "Nothing was learnt.": [logits] * rounds,
-            "The logits after each round, not after the last alone.": expected[-1],
-            "This is descent: winners become less likely.": reference.rest_em(
-                *data[:5], -lr, steps
-            ),
-            "The gradient has to be taken anew at each step.": reference.rest_em(
-                *data[:5], lr * steps, 1
-            ),
-            "Ties do not go by their dice.": reference.rest_em(
-                *data[:4], [[0.0] * C] * rounds, lr, steps
-            ),
-            "Invalid options win.": reference.rest_em(*data[:2], no, *data[3:]),
-            "The options are counted from the wrong end.": reference.rest_em(
-                *data[:3], flipped, *data[4:]
-            ),
-            "Each round has to go on from the one before.": [
-                reference.rest_em(*data[:3], [throws], [lots], lr, steps)[0]
-                for throws, lots in zip(dice, ties)
-            ],
-            "Keep the logits as they are: you return logarithms of probabilities.": (
-                reference.rest_em(shifted, *data[1:])
-            ),
-            "Divide by the winners of this round, not by their number in each context.": (
-                reference.rest_em(*data[:5], lr * C, steps)
-            ),
-        }
-        usual = "Look at what is new in this case; those before it agreed."
-        agree(got, expected, f"rest_em, {what}", likely_cause(got, causes, usual))
+        try:
+            agree(got, expected, f"rest_em, {what}")
+        except Wrong as wrong:
+            raise Wrong(f"{wrong} {why(plain(got), expected, *data) or cause}".rstrip()) from None
+
+
+def why(got: Any, expected: list, *data: Any) -> str:
+    """What a wrong result of rest_em looks like."""
+    logits, _, invalid, dice, ties, lr, steps = data
+    C, N = len(logits), len(logits[0])
+    flipped = [[[1 - die for die in row] for row in throws] for throws in dice]
+    shifted = torch.tensor(logits).double().log_softmax(1).tolist()
+
+    def other(**changes: Any) -> list:
+        names = ("logits", "rewards", "invalid", "dice", "ties", "lr", "steps")
+        return reference.rest_em(**(dict(zip(names, data)) | changes))
+
+    causes = {
+        "Nothing was learnt.": [logits] * len(dice),
+        "The logits after each round, not after the last alone.": expected[-1],
+        "This is descent: winners become less likely.": other(lr=-lr),
+        "The gradient has to be taken anew at each step.": other(lr=lr * steps, steps=1),
+        "Of self-edits that tie the die chooses.": other(ties=[[0.0] * C] * len(dice)),
+        "Invalid options win.": other(invalid=[[False] * N] * C),
+        "The options are counted from the wrong end.": other(dice=flipped),
+        "Each round has to go on from the one before.": [
+            other(dice=[throws], ties=[lots])[0] for throws, lots in zip(dice, ties)
+        ],
+        "What was returned for a round has changed afterwards.": [expected[-1]] * len(dice),
+        "Keep the logits as they are: you return logarithms of probabilities.": (
+            other(logits=shifted)
+        ),
+        "The mean over the winners of all contexts: divide by their number.": other(lr=lr * C),
+    }
+    if cause := likely_cause(got, causes):
+        return cause
+    found = array(got)
+    if found is not None and found.shape == np.shape(expected):
+        for c, (was, now, right) in enumerate(zip(logits, got[0], expected[0])):
+            if agrees(was, right) and not agrees(now, right):
+                return f"Context {c} has no winner in round 0, and yet its logits change."
+            if agrees(was, now) and not agrees(now, right):
+                return f"Context {c} has a winner in round 0, and yet its logits stay."
+    return ""
 
 
 # ---- 4.3 paired bootstrap ----
@@ -478,7 +555,7 @@ def check_named(call: Call, luck: Luck) -> None:
 WORLDS = [
     ("one context, one round, one step", 1, 1, 1, 4, 0, 40, 0.0, 1),
     ("one round, several contexts", 5, 5, 1, 4, 0, 40, 0.0, 4),
-    ("one round, rewards 0 and 0.25", 6, 6, 1, 4, 0, 1, 0.0, 4),
+    ("one round, some contexts score alike", 6, 6, 1, 4, 0, 1, 0.0, 4),
     ("one round, invalid options", 6, 6, 1, 4, 0, 40, 0.4, 4),
     ("one round, rewards below 0", 8, 8, 1, 3, -40, -1, 0.4, 4),
     ("two rounds of one context", 1, 1, 2, 4, 0, 40, 0.0, 3),
@@ -498,20 +575,20 @@ def mended(numbers: range) -> Callable[[Call, Luck], None]:
             N = luck.whole(5, 6)
             logits = luck.normal(N, dtype=torch.float64).tolist()
             rewards, invalid = table(luck, C, N, low, high, share)
+            if "alike" in what:
+                rewards[luck.whole(0, C - 1)] = [0.25] * N
             unseen, _ = table(luck, luck.whole(2, 4), N, low, high, share)
             dice, ties = luck.uniform(rounds, n, k).tolist(), luck.uniform(rounds, n).tolist()
             lr = luck.whole(4, 12) / 8
             data = (logits, rewards, invalid, unseen, n, dice, ties, lr, steps)
             worlds.append((what, data, reference.right_loop(*data)))
-        # Two self-edits of one option tie with one of another: the die is about self-edits.
-        same_words = [[0.6, 0.6, 0.1, 0.3]] * 3  # options 2, 2, 0, 1
-        world = [[1.0, 0.0, 1.0, 0.0]] * 3, [[False] * 4] * 3, [[1.0, 2.0, 3.0, 4.0]]
-        data = (list(EVEN), *world, 3, [same_words], [[0.1, 0.6, 0.9]], 1.0, 1)
-        worlds.insert(1, ("ties of equal self-edits", data, reference.right_loop(*data)))
+        tied, bad, throws, lots = tie_world(luck)
+        data = ([0.0] * 37, tied, bad, tied[:2], 18, [throws], [lots], 1.0, 1)
+        worlds.insert(3, ("one round, ties", data, reference.right_loop(*data)))
         for number in numbers:
             for i, (what, data, (history, scores)) in enumerate(worlds):
                 name = f"loop_{number}, {what}"
-                agreed = "Nothing agreed so far." if i == 0 else f"{i} worlds before it agreed."
+                agreed = f"{i} of {len(worlds)} worlds agreed before it."
                 got = tuple_of(call(number, *data), 2, name)
                 agree(got[0], history, f"{name}: logits after each round", agreed)
                 agree(got[1], scores, f"{name}: scores", f"The logits agree. {agreed}")
