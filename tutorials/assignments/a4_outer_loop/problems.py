@@ -136,6 +136,13 @@ def sure_winner(luck: Luck, logits: list, rewards: list, throws: list) -> None:
     throws[:2] = [die_of(logits, 0), die_of(logits, len(logits) - 1)]
 
 
+def valid_alike(logits: list, rewards: list, invalid: list, throws: list) -> None:
+    """Let what this context writes be invalid (0) or -1: not all alike, and no win for the 0."""
+    for o in range(len(logits)):
+        invalid[o], rewards[o] = o == 0, 0.0 if o == 0 else -1.0
+    throws[:] = [die_of(logits, o) for o in range(len(throws))]
+
+
 def tie_world(luck: Luck) -> tuple[list, list, list, list]:
     """(rewards, invalid, throws, lots) of 18 contexts, for 37 equal logits.
 
@@ -166,18 +173,7 @@ def check_rest_em(call: Call, luck: Luck) -> None:
         ("ties", 18, 37, 1, 4, 0, 40, 0.0, 1, "k self-edits are k, also where options are equal."),
         ("invalid options, rewards below 0", 6, 6, 1, 5, -8, -1, 0.3, 3, "See 4.1."),
         ("two rounds", 3, 4, 2, 4, 0, 40, 0.0, 3, "One round agreed: which policy writes, when?"),
-        (
-            "a large step, then a round",
-            3,
-            4,
-            2,
-            3,
-            0,
-            40,
-            0.0,
-            1,
-            "Which policy writes in round 1?",
-        ),
+        ("a large step first", 3, 4, 2, 3, 0, 40, 0.0, 1, "Which policy writes in round 1?"),
         ("all of it", 8, 6, 4, 4, -2, 2, 0.2, 5, "Each of its parts agreed."),
     ]
     for i, (what, C, N, rounds, k, low, high, share, steps, cause) in enumerate(cases):
@@ -193,9 +189,12 @@ def check_rest_em(call: Call, luck: Luck) -> None:
         if what == "contexts that score alike":
             for c in luck.rng.permutation(C)[:2].tolist():
                 rewards[c] = [0.625] * N
+        if what.startswith("invalid"):
+            c = luck.whole(0, C - 1)
+            valid_alike(logits[c], rewards[c], invalid[c], dice[0][c])
         lr = luck.whole(4, 12) / 8
-        if what.startswith("a large step"):
-            # Round 0 makes its winner sure. Round 1 would find a better one by the policy of before.
+        if large := what == "a large step first":
+            # Round 0 makes its winner sure. By the policy of before, round 1 would find a better.
             logits, lr = [[0.0] * N] * C, 90.0
             for c in range(C):
                 rewards[c] = (luck.rng.permutation(N) / 4).tolist()
@@ -209,7 +208,8 @@ def check_rest_em(call: Call, luck: Luck) -> None:
         try:
             agree(got, expected, f"rest_em, {what}")
         except Wrong as wrong:
-            raise Wrong(f"{wrong} {why(plain(got), expected, *data) or cause}".rstrip()) from None
+            told = "" if large else why(plain(got), expected, *data)
+            raise Wrong(f"{wrong} {told or cause}".rstrip()) from None
 
 
 def why(got: Any, expected: list, *data: Any) -> str:
@@ -579,6 +579,9 @@ def mended(numbers: range) -> Callable[[Call, Luck], None]:
                 rewards[luck.whole(0, C - 1)] = [0.25] * N
             unseen, _ = table(luck, luck.whole(2, 4), N, low, high, share)
             dice, ties = luck.uniform(rounds, n, k).tolist(), luck.uniform(rounds, n).tolist()
+            if what == "one round, rewards below 0":
+                c = luck.whole(0, n - 1)
+                valid_alike(logits, rewards[c], invalid[c], dice[0][c])
             lr = luck.whole(4, 12) / 8
             data = (logits, rewards, invalid, unseen, n, dice, ties, lr, steps)
             worlds.append((what, data, reference.right_loop(*data)))
