@@ -301,14 +301,22 @@ def test_many_answers_are_graded_and_go_on_where_they_were(tmp_path):
         (tmp_path / "in" / student).mkdir(parents=True)
         (tmp_path / "in" / student / "answer.py").write_text(stubs, encoding="utf-8")
     (tmp_path / "in" / "cleo.py").write_text("no python here", encoding="utf-8")
+    (tmp_path / "in" / "dan").mkdir()
+    (tmp_path / "in" / "dan" / "Answers.py").write_text(stubs, encoding="utf-8")
     arguments = ["a4", tmp_path / "in", "--secret", "s", "--out", tmp_path / "out"]
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "out" / "grades.csv").read_text(encoding="utf-8").splitlines()
-    assert [row.split(",")[:2] for row in rows[1:]] == [[n, "0.0"] for n in ("ann", "ben", "cleo")]
+    marks = dict(row.split(",")[:2] for row in rows[1:])
+    assert marks == {"ann": "0.0", "ben": "0.0", "cleo": "0.0", "dan": "no answer.py"}
     (tmp_path / "out" / "ben.json").unlink()
-    assert run(*arguments).stdout.count("ben") == 1
+    again = run(*arguments).stdout
+    assert again.count("ben") == 1 and "ann" not in again and "cleo" not in again
     assert (tmp_path / "out" / "grades.csv").read_text(encoding="utf-8").splitlines() == rows
+    (tmp_path / "in" / "cleo.py").write_text("still none", encoding="utf-8")  # another answer
+    assert run(*arguments).stdout.count("cleo") == 1
+    (tmp_path / "in" / "ann.py").write_text(stubs, encoding="utf-8")
+    assert "two answers of ann" in run(*arguments).stderr
 
 
 @pytest.mark.tutorials
