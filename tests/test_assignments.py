@@ -201,6 +201,26 @@ def test_what_is_wrong_is_told(small, source, told):
     assert got["0.1"] == 0 and any(told in m for m in messages)
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_agree_with_themselves_only(odd):
+    expected = torch.tensor([1.0, odd])
+    checks.close(expected.clone(), expected, 0.0, "it")
+    for wrong in (1.0, float("nan"), float("inf"), -float("inf")):
+        if not torch.tensor(wrong).equal(torch.tensor(odd)) and not (odd != odd and wrong != wrong):
+            with pytest.raises(checks.Wrong):
+                checks.close(torch.tensor([1.0, wrong]), expected, 0.0, "it")
+
+
+def test_a_check_that_breaks_costs_its_problem(small):
+    def check_broken(call, luck):
+        call(luck.normal(2)) + torch.zeros(3)
+
+    broken = checks.Problem("0.3", "broken", "double", 2, 0.2, check_broken)
+    some = grade.Set(small.folder, [broken, *small.problems])
+    marks = grade.grade(some, DOUBLE + HALF, {False: "public"})
+    assert [m.points for m in marks] == [0, 2, 1] and "cannot compare" in marks[0].message
+
+
 def test_half_of_the_points_need_the_secret(small):
     """An answer that knows the public results by heart."""
     table = []
