@@ -110,9 +110,7 @@ def grade(
                     except Wrong as wrong:
                         message = str(wrong) or "wrong"
                         gone = message if isinstance(wrong, Gone) else ""
-                    except (
-                        Exception
-                    ) as error:  # of the check's own: it has met what it did not expect
+                    except Exception as error:  # the check's own: it met what it did not expect
                         message = f"a result that the check cannot compare ({error})"
                     seconds = round(time.monotonic() - begun, 2)
                     found.append(Mark(problem, hidden, message, seconds, value))
