@@ -201,6 +201,26 @@ def test_what_is_wrong_is_told(small, source, told):
     assert got["0.1"] == 0 and any(told in m for m in messages)
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_agree_with_themselves_only(odd):
+    expected = torch.tensor([1.0, odd])
+    checks.close(expected.clone(), expected, 0.0, "it")
+    for wrong in (1.0, float("nan"), float("inf"), -float("inf")):
+        if not torch.tensor(wrong).equal(torch.tensor(odd)) and not (odd != odd and wrong != wrong):
+            with pytest.raises(checks.Wrong):
+                checks.close(torch.tensor([1.0, wrong]), expected, 0.0, "it")
+
+
+def test_a_check_that_breaks_costs_its_problem(small):
+    def check_broken(call, luck):
+        call(luck.normal(2)) + torch.zeros(3)
+
+    broken = checks.Problem("0.3", "broken", "double", 2, 0.2, check_broken)
+    some = grade.Set(small.folder, [broken, *small.problems])
+    marks = grade.grade(some, DOUBLE + HALF, {False: "public"})
+    assert [m.points for m in marks] == [0, 2, 1] and "cannot compare" in marks[0].message
+
+
 def test_half_of_the_points_need_the_secret(small):
     """An answer that knows the public results by heart."""
     table = []
@@ -301,14 +321,22 @@ def test_many_answers_are_graded_and_go_on_where_they_were(tmp_path):
         (tmp_path / "in" / student).mkdir(parents=True)
         (tmp_path / "in" / student / "answer.py").write_text(stubs, encoding="utf-8")
     (tmp_path / "in" / "cleo.py").write_text("no python here", encoding="utf-8")
+    (tmp_path / "in" / "dan").mkdir()
+    (tmp_path / "in" / "dan" / "Answers.py").write_text(stubs, encoding="utf-8")
     arguments = ["a4", tmp_path / "in", "--secret", "s", "--out", tmp_path / "out"]
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "out" / "grades.csv").read_text(encoding="utf-8").splitlines()
-    assert [row.split(",")[:2] for row in rows[1:]] == [[n, "0.0"] for n in ("ann", "ben", "cleo")]
+    marks = dict(row.split(",")[:2] for row in rows[1:])
+    assert marks == {"ann": "0.0", "ben": "0.0", "cleo": "0.0", "dan": "no answer.py"}
     (tmp_path / "out" / "ben.json").unlink()
-    assert run(*arguments).stdout.count("ben") == 1
+    again = run(*arguments).stdout
+    assert again.count("ben") == 1 and "ann" not in again and "cleo" not in again
     assert (tmp_path / "out" / "grades.csv").read_text(encoding="utf-8").splitlines() == rows
+    (tmp_path / "in" / "cleo.py").write_text("still none", encoding="utf-8")  # another answer
+    assert run(*arguments).stdout.count("cleo") == 1
+    (tmp_path / "in" / "ann.py").write_text(stubs, encoding="utf-8")
+    assert "two answers of ann" in run(*arguments).stderr
 
 
 @pytest.mark.tutorials

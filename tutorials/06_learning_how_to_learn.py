@@ -134,8 +134,7 @@ assert at_end.mean() + 0.3 < trained.mean() and left < right["colours"][0] - 0.4
 # ## 4. A self-edit that is a plan
 # Who chooses the augmentations? The student. Its self-edit is the paper's JSON object and holds no
 # fact. What cannot be read or obeyed (`InvalidSelfEdit`) has reward 0 and is counted. We try four
-# plans on each of 16 puzzles.
-#
+# plans on each of 16 puzzles: *basic* turns and flips, *color* recolours, both, neither.
 # **Claim 6.5.** Which plan is best depends on the kind of the puzzle.
 
 # %%
@@ -197,8 +196,10 @@ assert abs(a - b) < 0.1 and c - d > 0.3, "claim 6.6"
 # the whole `minseal run fewshot`: whose doing the gain is, best constant, random winners.
 #
 # ## Exercises
-# 1. **Fill in** `elect`. A test can be asked in six views; their answers, brought back, vote.
-# 2. **Change a setting and explain.** Train `few` on `plan(..., lr=1e-4)`, as low as the paper's.
+# 1. **Fill in** `elect`, then run `check_1(elect)`. A test can be asked in six views; the answers,
+#    brought back (`view.inverse`, `arc.from_text`), vote.
+# 2. **Change a setting and explain.** After `model.load_state_dict(first)` train `few` on plans of
+#    the right kind, `task.parse(p, plan(..., lr=1e-4))`: a rate as low as the paper's.
 # 3. **Find the mistake** in `more`, which makes five exercises where `leave_out` makes four.
 
 

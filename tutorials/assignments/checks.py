@@ -91,7 +91,8 @@ def close(got: Any, expected: Tensor, tolerance: float, what: str, cause: str = 
             f"{what}: NaN or infinite at {_index(places[0])}, {len(places)} in all. {cause}"
         )
     off = (got - expected).abs() / (1 + expected.abs())
-    off = torch.where(got == expected, torch.zeros_like(off), off)  # infinities that agree
+    alike = (got == expected) | (got.isnan() & expected.isnan())
+    off = torch.where(alike, torch.zeros_like(off), off.nan_to_num(torch.inf, torch.inf))
     if bool((off <= tolerance).all()):
         return
     worst = torch.nonzero(off == off.max())[0]

@@ -13,6 +13,7 @@ of time and memory and without network: whatever an answer does, it costs that p
 
 import argparse
 import csv
+import hashlib
 import importlib.util
 import json
 import os
@@ -109,6 +110,8 @@ def grade(
                     except Wrong as wrong:
                         message = str(wrong) or "wrong"
                         gone = message if isinstance(wrong, Gone) else ""
+                    except Exception as error:  # the check's own: it met what it did not expect
+                        message = f"a result that the check cannot compare ({error})"
                     seconds = round(time.monotonic() - begun, 2)
                     found.append(Mark(problem, hidden, message, seconds, value))
             for mark in found:
@@ -121,14 +124,14 @@ def grade(
 
 def table(marks: list[Mark]) -> str:
     """For people: a line a problem, below it what is wrong and what the answer printed."""
-    lines, told = [], ""
+    lines, told = [], set()
     for mark in marks:
         p, kind = mark.problem, "hidden" if mark.hidden else "public"
         points = f"{mark.points:g} of {mark.most:g}"
         lines.append(f"{p.number:4} {p.title:44} {kind}  {points:>8}  {mark.seconds:5.1f} s")
-        if mark.message and not (mark.hidden and mark.message == told):
+        if mark.message and mark.message not in told:
             lines.append("     " + plain(mark.message))
-        told = mark.message
+        told.add(mark.message)
         if mark.message and mark.printed.strip() and not mark.hidden:
             lines += ["     it printed:"]
             lines += ["     | " + plain(line) for line in mark.printed.splitlines()[:10]]
@@ -171,54 +174,90 @@ def results(marks: list[Mark]) -> dict[str, Any]:
 # ---- many submissions, and the autograder's zip ----
 
 
-def submissions(folder: Path) -> dict[str, Path]:
-    """{student: file}: NAME/answer.py, or NAME.py."""
-    found = {p.parent.name: p for p in sorted(folder.glob("*/answer.py"))}
-    found |= {p.stem: p for p in sorted(folder.glob("*.py"))}
-    if not found:
+def submissions(folder: Path) -> dict[str, Path | None]:
+    """{student: file}: NAME/answer.py, or NAME.py; None: a folder without an answer.py."""
+    found: dict[str, Path | None] = {}
+    for path in sorted(p for p in folder.iterdir() if not p.name.startswith((".", "_"))):
+        if path.is_dir():
+            answer = path / "answer.py"
+            student, file = path.name, answer if answer.is_file() else None
+        elif path.suffix == ".py":
+            student, file = path.stem, path
+        else:
+            continue
+        if student in found:
+            raise SystemExit(f"{folder} holds two answers of {student}")
+        found[student] = file
+    if not any(found.values()):
         raise SystemExit(f"{folder} holds no submissions: expected NAME/answer.py or NAME.py")
     return found
 
 
 def grade_many(name: str, folder: Path, secret: str, out: Path, at_once: int) -> None:
-    """Each submission in a process of grade.py's own; what is there already is not done again."""
+    """Each submission in a process of grade.py's own. Done already, with the same answer and
+    secret: not done again."""
     out.mkdir(parents=True, exist_ok=True)
     found = submissions(folder)
-    todo = [student for student in found if not (out / f"{student}.json").exists()]
+    todo = [
+        student
+        for student, file in found.items()
+        if file and not _done(name, file, secret, out / f"{student}.json")
+    ]
     running: dict[str, subprocess.Popen] = {}
     env = {**os.environ, "GRADE_SECRET": secret}
-    done = len(found) - len(todo)
+    done = sum(file is not None for file in found.values()) - len(todo)
+    if done:
+        print(f"{done} graded already, with these answers and this secret", flush=True)
     while todo or running:
         while todo and len(running) < at_once:
             student = todo.pop(0)
+            (out / f"{student}.json").unlink(missing_ok=True)
             command = [sys.executable, __file__, name, str(found[student]), "--json"]
             with open(out / f"{student}.txt", "w", encoding="utf-8") as text:
                 running[student] = subprocess.Popen(
-                    [*command, str(out / f"{student}.json")], env=env, stdout=text, stderr=text
+                    [*command, str(out / f"{student}.json"), "--quiet"],
+                    env=env,
+                    stdout=text,
+                    stderr=text,
                 )
         for student, process in list(running.items()):
             if process.poll() is not None:
                 del running[student]
                 done += 1
-                print(f"{done} of {len(found)}: {student}", flush=True)
+                print(f"{done}: {student}", flush=True)
         time.sleep(0.1)
     rows = []
-    for student in found:
+    for student, file in found.items():
         try:
             result = json.loads((out / f"{student}.json").read_text(encoding="utf-8"))
             scores = {test["name"]: test["score"] for test in result["tests"]}
             rows.append({"student": student, "score": result["score"], **scores})
         except (OSError, ValueError, KeyError):
-            rows.append({"student": student, "score": "not graded, see its .txt"})
-    with open(out / "grades.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, max(rows, key=len))
+            told = f"not graded, see {student}.txt" if file else "no answer.py"
+            rows.append({"student": student, "score": told})
+    with open(out / "grades.csv", "w", newline="", encoding="utf-8") as text:
+        writer = csv.DictWriter(text, max(rows, key=len))
         writer.writeheader()
         writer.writerows(rows)
     print(f"{out / 'grades.csv'}: {len(rows)} students")
 
 
+def fingerprint(name: str, source: str, secret: str) -> str:
+    """What a result is a result of."""
+    return hashlib.sha256(f"{name}\n{secret}\n{source}".encode()).hexdigest()
+
+
+def _done(name: str, file: Path, secret: str, result: Path) -> bool:
+    try:
+        of = json.loads(result.read_text(encoding="utf-8"))["extra_data"]["of"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return of == fingerprint(name, file.read_text(encoding="utf-8", errors="replace"), secret)
+
+
 SETUP = """#!/usr/bin/env bash
-# Once, when the autograder is built. PyTorch's CPU build is enough and much smaller.
+# Once, when the autograder is built. PyTorch's CPU build is enough and much smaller:
+# add the index of CPU builds that PyTorch's own installation page names.
 set -e
 apt-get update && apt-get install -y python3 python3-venv
 python3 -m venv /autograder/venv
@@ -330,6 +369,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("grades"), help="folder, for many")
     parser.add_argument("--at-once", type=int, default=2, help="submissions graded at once")
     parser.add_argument("--zip", type=Path, help="write the autograder for Gradescope here")
+    parser.add_argument("--quiet", action="store_true", help="no line while a problem is graded")
     parser.add_argument("--self-test", action="store_true", help="is the grader right?")
     options = parser.parse_args()
     adopt()
@@ -353,14 +393,20 @@ def main() -> None:
             parser.error("many answers need --secret: the hidden checks' luck")
         grade_many(name, path, secret, options.out, options.at_once)
         return
-    if not path.is_file():
+    if not path.is_file() and not options.json:
         parser.error(f"there is no {path}")
     secrets = {False: "public"} | ({True: secret} if secret else {})
-    source = path.read_text(encoding="utf-8", errors="replace")
-    marks = grade(chosen, source, secrets, tell=lambda line: print(line, file=sys.stderr))
+    # A student who hands in another name gets 0 points and is told, not an autograder that fails.
+    source = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    tell = (lambda line: None) if options.quiet else lambda line: print(line, file=sys.stderr)
+    marks = grade(chosen, source, secrets, tell=tell)
     print(table(marks))
     if options.json:
-        options.json.write_text(json.dumps(results(marks), indent=2), encoding="utf-8")
+        result = results(marks)
+        result["extra_data"] = {"of": fingerprint(name, source, secret or "")}
+        if not path.is_file():
+            result["output"] = f"There is no {path.name}. Hand in a file of this name."
+        options.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class Worker:
     """A process that holds one function; `worker(*args)` calls it."""
 
     def __init__(self, folder: Path, file: str, problem: Problem, trusted: bool) -> None:
-        limit = problem.limit
+        self.limit, self.rest, self.printed = problem.limit, b"", ""
         options = ["--driver", problem.driver] if problem.driver else []
         command = [sys.executable, "worker.py", file, problem.function, *options]
         paths = [str(HERE), str(ROOT)] if trusted else [str(folder)]
@@ -139,11 +139,12 @@ class Worker:
                 "HOME": str(folder),
             },
         )
-        self.rest, self.printed = b"", ""
+
+    def wait(self) -> None:
+        """Until it has started; from then on it is in its cage."""
         self.deadline = time.monotonic() + START
         self._line()
-        self._send([int(2 * limit) + 30, MEMORY])
-        self.limit = limit
+        self._send([int(2 * self.limit) + 30, MEMORY])
 
     def begin(self) -> None:
         """A check begins: it has its time."""
@@ -176,10 +177,7 @@ class Worker:
                 part = os.read(self.process.stdout.fileno(), 2**16)
                 if not part:
                     code = self.process.wait()
-                    why = (
-                        "too much memory or time?" if code < 0 else "os._exit, or too much memory?"
-                    )
-                    raise Gone(f"the process ended ({code}): {why}")
+                    raise Gone(f"the process ended ({code}): too much memory or time, an exit?")
                 self.rest += part
                 if len(self.rest) > LONGEST:
                     raise Gone(f"a result of more than {LONGEST >> 20} MiB")
@@ -257,6 +255,7 @@ def started(
             file = "answer.py"
         worker = Worker(here, file, problem, trusted)
         try:
+            worker.wait()
             yield worker
         finally:
             worker.end()

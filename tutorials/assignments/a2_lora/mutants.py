@@ -305,7 +305,27 @@ def first_group_only(f):
     return run
 
 
+def moments_stay(f: Callable) -> Callable:
+    """Only the parameters close up."""
+
+    def let_go(params, m, v, *rest):
+        out = f(params, m, v, *rest)
+        return [out[0], m, v, *out[3:]]
+
+    return let_go
+
+
+def minus_infinity_is_fine(f: Callable) -> Callable:
+    def let_go(params, m, v, numbers, losses, *rest):
+        finite = [[0.0 if x == float("-inf") else x for x in curve] for curve in losses]
+        return f(params, m, v, numbers, finite, *rest)
+
+    return let_go
+
+
 MUTANTS: dict[str, tuple[str, Callable]] = {
+    "moments of those that left stay": ("2.6", moments_stay),
+    "-infinity is no failure": ("2.6", minus_infinity_is_fine),
     "alpha, not alpha / R": (
         "2.1",
         lambda f: lambda x, W, A, B, alpha: f(x, W, A, B, alpha * len(A)),

@@ -24,7 +24,8 @@ def likely(
     near = lambda a, b: torch.allclose(a.double(), b.double(), rtol=within, atol=within)
     for cause, wrong in mistakes.items():
         alike = isinstance(got, Tensor) and got.shape == wrong.shape and not got.is_complex()
-        if alike and near(got, wrong) and not near(wrong, expected):
+        right = wrong.shape == expected.shape and near(wrong, expected)
+        if alike and near(got, wrong) and not right:
             return cause
     return otherwise
 
@@ -451,12 +452,13 @@ REASONS = {
     "done": "it has had all its steps",
     "without a step": "it has 0 steps to do",
     "failed": "its last loss is not finite: its finished tensors are 0",
+    "infinite, goes on": "it has steps left, whatever its tensors are",
     "infinite weights": "it is over and its tensors are not finite: its finished tensors are 0",
 }
 
 
 def check_leaving(call: Call, luck: Luck) -> None:
-    stay, done, nothing, failed, infinite = ROLES
+    (stay, done, nothing, failed, infinite), still = ROLES, "infinite, goes on"
     cases = [
         [stay] * luck.whole(2, 3),
         [stay, done, stay],
@@ -467,13 +469,20 @@ def check_leaving(call: Call, luck: Luck) -> None:
         [stay, stay, *ROLES],
         [done, failed, done],
     ]
+    for loss in (float("nan"), float("inf"), float("-inf")):
+        for finite in (False, True):
+            compare_leaving(call, luck, [stay, failed, stay], loss, finite)
+    compare_leaving(call, luck, [stay, still, stay])
     for roles in cases:
         if len(roles) > 5:
             roles = [roles[i] for i in luck.rng.permutation(len(roles))]
         compare_leaving(call, luck, roles)
 
 
-def compare_leaving(call: Call, luck: Luck, roles: list[str]) -> None:
+def compare_leaving(
+    call: Call, luck: Luck, roles: list[str], loss: float | None = None, finite: bool = False
+) -> None:
+    """loss: of those that failed, drawn if it is None; finite: their tensors still are."""
     n, gone = len(roles), luck.whole(1, 3)  # so many left earlier
     K = n + gone
     numbers = sorted(luck.rng.permutation(K)[:n].tolist())
@@ -492,15 +501,16 @@ def compare_leaving(call: Call, luck: Luck, roles: list[str]) -> None:
         curve = [round(float(x), 3) for x in 1 + luck.uniform(had)]
         if role == "failed":
             curve[-1] = luck.pick([float("nan"), float("inf"), float("-inf")])
+            curve[-1] = curve[-1] if loss is None else loss
             left = luck.whole(1 if len(roles) == 3 and roles[0] == "goes on" else 0, 2)
-            for t in (*params, *m, *v):
+            for t in () if finite else (*params, *m, *v):
                 t[i].fill_(float("nan"))
-        if role == "infinite weights":
+        if role in ("infinite weights", "infinite, goes on"):
             params[-1][i, 0, 0] = luck.pick([float("inf"), float("nan")])
         if role == "without a step":
             curve, had = [], 0
         losses.append(curve)
-        steps.append(had + left * (role in ("goes on", "failed")))
+        steps.append(had + left * (role in ("goes on", "failed", "infinite, goes on")))
     arguments = params, m, v, numbers, losses, steps, table
     expected = reference.let_go(*arguments)
     got = tuple_of(call(*arguments), 5, "let_go")
@@ -511,7 +521,7 @@ def compare_leaving(call: Call, luck: Luck, roles: list[str]) -> None:
         for i, t in enumerate(tuple_of(mine, len(shapes), name)):
             mistakes = {
                 "These are the adapters that leave.": before[i][
-                    [j for j, role in enumerate(roles) if role != "goes on"]
+                    [j for j, role in enumerate(roles) if "goes on" not in role]
                 ],
                 "These are the first ones of the batch, not those that stay.": before[i][
                     : len(right[i])

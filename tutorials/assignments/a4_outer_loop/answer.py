@@ -3,6 +3,8 @@
 Everything is a number, a string, or lists of those, in and out (no arrays: end with .tolist()).
 """
 
+import math  # noqa: F401
+
 import numpy as np
 
 
@@ -23,7 +25,7 @@ def choose(rewards: list[float], invalid: list[bool], die: float, select: str) -
 
     choose([0.5, 1.0, 1.0], [False, False, False], 0.7, "best")      -> [2]
     choose([0.5, 1.0, 1.0], [False, False, False], 0.7, "all-best")  -> [1, 2]
-    choose([0.5, 1.0, 1.0], [False, True, True], 0.7, "random")      -> [0]
+    choose([0.5, 0.0, 0.0], [False, True, True], 0.7, "random")      -> [0]
     """
     raise NotImplementedError("Problem 4.1: choose")
 

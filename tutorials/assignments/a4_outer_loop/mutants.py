@@ -99,7 +99,7 @@ def contexts_backwards(f: Callable) -> Callable:
 
 
 def options_backwards(f: Callable) -> Callable:
-    """Options and dice are both counted from the other end."""
+    """Counted from the other end, a die on a border belongs to the lower option."""
 
     def rest_em(logits, rewards, invalid, dice, ties, lr, steps):
         tables = [np.array(x)[:, ::-1].tolist() for x in (logits, rewards, invalid)]
@@ -180,6 +180,7 @@ def tilted(by: float) -> Make:
 
 
 MUTANTS: dict[str, tuple[str, Make]] = {
+    "a border belongs to the lower option": ("4.2", options_backwards),
     "invalid ones may win": ("4.1", lambda f: lambda r, bad, d, s: f(r, none_invalid(bad), d, s)),
     "the control draws invalid ones": (
         "4.1",
@@ -334,7 +335,6 @@ VARIANTS: dict[str, tuple[str, Make]] = {
     "an array of indices": ("4.1", lambda f: lambda *a: np.array(f(*a), int)),
     "round by round": ("4.2", round_by_round),
     "contexts backwards": ("4.2", contexts_backwards),
-    "options backwards": ("4.2", options_backwards),
     "logits shifted and back": ("4.2", shifted),
     "resamples in another order": ("4.3", lambda f: lambda v, o, picks: f(v, o, picks[::-1])),
     "contexts in another order": (

@@ -85,6 +85,9 @@ def check_choose(call: Call, luck: Luck) -> None:
     for d in (0.0, 0.4, 0.6, 0.999999):
         cause = "Of n that tie the die takes number int(die * n), counted from 0 in their order."
         ask(tied, fine, d, "best", cause)
+    for d in (0.3, 0.7):
+        cause = "Of 3 that tie the die takes number int(die * 3): .3 the first, .7 the last."
+        ask([1.0, 0.5, 1.0, 1.0], [False] * 4, d, "best", cause)
     ask(tied, fine, 0.999999, "all-best", "All that have the highest reward, in their order.")
 
     for d in (0.0, die(), 0.999999):
@@ -98,7 +101,7 @@ def check_choose(call: Call, luck: Luck) -> None:
         ask(below, bad, die(), select, cause)
     mixed = [0.0 if b else 0.5 for b in bad]
     for select in ("best", "all-best"):
-        cause = "The invalid ones score 0, the others 0.5: these are not all alike."
+        cause = "Not alike: invalid ones score 0, the others 0.5. Among these int(die * n) picks."
         ask(mixed, bad, 0.7, select, cause)
     ask([0.0] * k, bad, die(), "best", "All k score 0, the valid ones too: all alike.")
     for d in (0.0, 0.5, 0.999999):
@@ -210,6 +213,10 @@ def check_rest_em(call: Call, luck: Luck) -> None:
         except Wrong as wrong:
             told = "" if large else why(plain(got), expected, *data)
             raise Wrong(f"{wrong} {told or cause}".rstrip()) from None
+    even, border = [[0.0] * 4], [[[0.0, 0.25, 0.5, 0.75]]]  # writes options 0, 1, 2, 3
+    data = (even, [[1.0, 2.0, 3.0, 4.0]], [[False] * 4], border, [[0.0]], 1.0, 1)
+    cause = "A die on the border of two pieces belongs to the upper one."
+    agree(call(*data), reference.rest_em(*data), "rest_em, dice 0, .25, .5, .75, even", cause)
 
 
 def why(got: Any, expected: list, *data: Any) -> str:
@@ -543,10 +550,9 @@ def check_named(call: Call, luck: Luck) -> None:
         if not isinstance(letter, str) or letter.strip().upper() not in PROPERTIES:
             told = f"expected a letter from A to {max(PROPERTIES)} for loop {number}"
             raise Wrong(f"named: {told}, got {brief(letter)}")
-    right = sum(got[i].strip().upper() == letter for i, letter in expected.items())
-    if right < 6:
+    if any(got[i].strip().upper() != letter for i, letter in expected.items()):
         cause = "Mend your loops first (4.7, 4.8): what you had to change is the mistake."
-        raise Wrong(f"named: {right} of the 6 letters are right. {cause}")
+        raise Wrong(f"named: not all 6 letters are right. {cause}")
 
 
 # ---- 4.7, 4.8 the mended loops ----
