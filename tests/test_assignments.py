@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parent.parent / "tutorials" / "assignments"
 sys.path.insert(0, str(FOLDER))
 import checks  # noqa: E402
 import grade  # noqa: E402
+import marks as marking  # noqa: E402
 import sandbox  # noqa: E402
 import worker  # noqa: E402
 
@@ -43,16 +44,16 @@ def small(tmp_path):
         checks.Problem("0.1", "double", "double", 4, 0.2, check_double, ("clone",)),
         checks.Problem("0.2", "half", "half", 2, 0.2, check_half),
     ]
-    return grade.Set(folder, problems)
+    return marking.Set(folder, problems)
 
 
 HALF = "def half(x):\n    return x / 2\n"
-DOUBLE = "def double(x):\n    return 2 * x\n"
+DOUBLE = "import torch\n\n\ndef double(x):\n    return torch.add(x, x)\n"
 
 
 def points(small, source, secret="s"):
     """{problem: points}, and the messages of what failed."""
-    marks = grade.grade(small, source, {False: "public", True: secret})
+    marks = marking.grade(small, source, {False: "public", True: secret})
     got = {p.number: sum(m.points for m in marks if m.problem is p) for p in small.problems}
     return got, [m.message for m in marks if m.message]
 
@@ -129,7 +130,7 @@ def test_a_hostile_answer_costs_its_own_problem_and_leaves_nothing(small, name, 
     assert got == {"0.1": 0, "0.2": 2}, messages
     assert (mine / "kept.txt").read_text() == "kept"
     assert list(sandbox._children()) == []
-    assert all(grade.plain(m).isprintable() for m in messages)
+    assert all(marking.plain(m).isprintable() for m in messages)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,47 @@ def test_what_is_forbidden_loses_its_problem_and_names_the_line(small, line):
     got, messages = points(small, f"def double(x):\n    {line}\n    return 2 * x\n\n\n{HALF}")
     assert got == {"0.1": 0, "0.2": 2}
     assert all("line 2 " in m and "not allow" in m for m in messages)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "x = open('debug.txt')  # a name that is the function's own argument",
+        "import os\nprint(os.getcwd())",
+        "import torch\ntorch.save(double, 'x.pt')",
+        "if __name__ == '__main__':\n    import minseal\n    print(double(1))",
+        "for x in range(3):\n    print(nothing)",
+        "PAGE = 'one\x0ctwo\u2028three\x85four'\n",
+        "\ufeff# as editors on Windows begin a file",
+        '"""A text\nof lines."""',
+    ],
+)
+def test_what_stands_beside_a_right_answer_does_not_fail_it(small, extra, tmp_path):
+    path = tmp_path / "answer.py"
+    path.write_text(f"{extra}\n{DOUBLE}{HALF}", encoding="utf-8")
+    source = grade.read_answer(path)
+    assert points(small, source) == ({"0.1": 4, "0.2": 2}, [])
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "TABLE = {}\nfor i in range(3):\n    TABLE[i] = i",
+        "TABLE = {}\nTABLE.update({2: 2})",
+        "try:\n    import nowhere\nexcept ImportError:\n    TABLE = [0, 1, 2]",
+        "if True:\n    def make():\n        return [0, 1, 2]\nTABLE = make()",
+        "TABLE = [0, 1, 0]\nTABLE[2] += 2",
+        "TABLE: list = [i for i in range(3)]",
+        "(TABLE, rest) = ([0, 1, 2], None)",
+    ],
+)
+def test_what_a_function_needs_comes_with_it(small, table):
+    source = f"{table}\n\n\ndef double(x):\n    return TABLE[2] * x\n\n\n{HALF}"
+    got, messages = points(small, source)
+    if "nowhere" in table:
+        assert got == {"0.1": 0, "0.2": 2} and "imports nowhere" in messages[0]
+    else:
+        assert got == {"0.1": 4, "0.2": 2}, messages
 
 
 def test_a_problem_gets_its_function_with_its_helpers_and_no_other_line(small):
@@ -216,8 +258,8 @@ def test_a_check_that_breaks_costs_its_problem(small):
         call(luck.normal(2)) + torch.zeros(3)
 
     broken = checks.Problem("0.3", "broken", "double", 2, 0.2, check_broken)
-    some = grade.Set(small.folder, [broken, *small.problems])
-    marks = grade.grade(some, DOUBLE + HALF, {False: "public"})
+    some = marking.Set(small.folder, [broken, *small.problems])
+    marks = marking.grade(some, DOUBLE + HALF, {False: "public"})
     assert [m.points for m in marks] == [0, 2, 1] and "cannot compare" in marks[0].message
 
 
@@ -272,9 +314,9 @@ VISIBILITY = {"hidden", "after_due_date", "after_published", "visible"}
 
 
 def test_results_json_is_what_gradescope_documents(small):
-    marks = grade.grade(small, "def double(x): return x", {False: "public", True: "s"})
+    marks = marking.grade(small, "def double(x): return x", {False: "public", True: "s"})
     marks[0].value = 0.5
-    result = json.loads(json.dumps(grade.results(marks)))
+    result = json.loads(json.dumps(marking.results(marks)))
     assert result["score"] == 0 and {"tests", "leaderboard"} <= set(result)
     for entry, keys in [(result, TOP), *((test, TEST) for test in result["tests"])]:
         assert set(entry) <= set(keys)
@@ -339,6 +381,10 @@ def test_many_answers_are_graded_and_go_on_where_they_were(tmp_path):
     assert "two answers of ann" in run(*arguments).stderr
 
 
+NO_FOLDER = ["a4", str(FOLDER / "a4_outer_loop" / "answer.py"), "--json", "nowhere/r.json"]
+NONE = ["a4", str(FOLDER), "--secret", "s", "--at-once", "0"]
+
+
 @pytest.mark.tutorials
 def test_many_need_a_secret_and_errors_are_a_line(tmp_path):
     for arguments in (
@@ -371,7 +417,7 @@ def test_the_zip_grades_by_itself(tmp_path):
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_is_complete(name):
-    chosen = grade.sets()[name]
+    chosen = marking.sets()[name]
     assert sum(problem.points for problem in chosen.problems) == 20
     assert all(problem.points % 2 == 0 for problem in chosen.problems)
     handout = (chosen.folder / "handout.md").read_text(encoding="utf-8")
@@ -385,7 +431,7 @@ def test_a_set_is_complete(name):
 
 
 def test_there_are_forty_mutants_and_five_variants_a_set():
-    found = {name: chosen.module("mutants") for name, chosen in grade.sets().items()}
+    found = {name: chosen.module("mutants") for name, chosen in marking.sets().items()}
     assert sum(len(module.MUTANTS) for module in found.values()) >= 40
     assert all(len(found[name].VARIANTS) >= 5 for name in SETS[:4])
 

@@ -10,9 +10,12 @@ The .py file is the source: edit that one, run it, then make its notebook again.
 import sys
 from pathlib import Path
 
-import jupytext
-import nbformat
-from nbclient import NotebookClient
+try:
+    import jupytext
+    import nbformat
+    from nbclient import NotebookClient
+except ImportError as error:
+    sys.exit(f'{error}: pip install -e ".[tutorials,weights]"')
 
 FOLDER = Path(__file__).parent
 
@@ -40,8 +43,12 @@ def build(source: Path) -> Path:
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or [""]
-    for path in sorted(FOLDER.glob("[0-9][0-9]_*.py")):
-        if any(path.name.startswith(number) for number in chosen):
-            print(f"{path.name} ...", end=" ", flush=True)
-            print(build(path).name)
+    chosen = tuple(sys.argv[1:] or [""])
+    sources = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+    for number in chosen:
+        if not any(source.name.startswith(number) for source in sources):
+            sys.exit(f"no tutorial begins with {number!r}; expected numbers such as 03")
+    for source in sources:
+        if source.name.startswith(chosen):
+            print(f"{source.name} ...", end=" ", flush=True)
+            print(build(source).name)

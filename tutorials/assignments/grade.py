@@ -14,164 +14,24 @@ of time and memory and without network: whatever an answer does, it costs that p
 import argparse
 import csv
 import hashlib
-import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
+if os.name == "nt":
+    sys.exit("grading needs Linux or macOS: on Windows use WSL")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-from checks import Luck, Problem, Wrong  # noqa: E402
-from sandbox import Gone, adopt, part_of, started  # noqa: E402
-from worker import decode, encode  # noqa: E402
-
-# ---- one submission ----
-
-
-@dataclass
-class Mark:
-    """What one check of one problem gave."""
-
-    problem: Problem
-    hidden: bool
-    message: str  # "" if it is right
-    seconds: float
-    value: float | None = None  # what the check returned, for the leaderboard
-    printed: str = ""
-
-    @property
-    def most(self) -> float:
-        return self.problem.points / 2
-
-    @property
-    def points(self) -> float:
-        return 0.0 if self.message else self.most
-
-
-@dataclass
-class Set:
-    """A problem set: its folder and its modules."""
-
-    folder: Path
-    problems: list[Problem]
-
-    def module(self, name: str) -> ModuleType:
-        return load(self.folder / f"{name}.py")
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def sets() -> dict[str, Set]:
-    """{'a1': ..., ...}"""
-    found = {}
-    for path in sorted(HERE.glob("a[0-9]_*/problems.py")):
-        found[path.parent.name[:2]] = Set(path.parent, load(path).PROBLEMS)
-    return found
-
-
-def grade(
-    chosen: Set,
-    source: str | Path,
-    secrets: dict[bool, str],
-    trusted: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
-) -> list[Mark]:
-    """All checks of a set on one answer. secrets: {False: "public", True: the hidden one}."""
-    marks = []
-    for problem in chosen.problems:
-        tell(f"{problem.number} {problem.title} ...")
-        found: list[Mark] = []
-        try:
-            part = source if trusted else part_of(str(source), problem)
-            with started(chosen.folder, part, problem, trusted) as worker:
-                gone = ""
-                for hidden, secret in secrets.items():
-                    begun, message, value = time.monotonic(), gone, None
-                    worker.begin()
-                    try:
-                        if not gone:
-                            value = problem.check(worker, Luck(secret, problem.number))
-                    except Wrong as wrong:
-                        message = str(wrong) or "wrong"
-                        gone = message if isinstance(wrong, Gone) else ""
-                    except Exception as error:  # the check's own: it met what it did not expect
-                        message = f"a result that the check cannot compare ({error})"
-                    seconds = round(time.monotonic() - begun, 2)
-                    found.append(Mark(problem, hidden, message, seconds, value))
-            for mark in found:
-                mark.printed = worker.printed
-        except Wrong as wrong:  # not a line of it ran, or its process never began
-            found = [Mark(problem, hidden, str(wrong), 0.0) for hidden in secrets]
-        marks += found
-    return marks
-
-
-def table(marks: list[Mark]) -> str:
-    """For people: a line a problem, below it what is wrong and what the answer printed."""
-    lines, told = [], set()
-    for mark in marks:
-        p, kind = mark.problem, "hidden" if mark.hidden else "public"
-        points = f"{mark.points:g} of {mark.most:g}"
-        lines.append(f"{p.number:4} {p.title:44} {kind}  {points:>8}  {mark.seconds:5.1f} s")
-        if mark.message and mark.message not in told:
-            lines.append("     " + plain(mark.message))
-        told.add(mark.message)
-        if mark.message and mark.printed.strip() and not mark.hidden:
-            lines += ["     it printed:"]
-            lines += ["     | " + plain(line) for line in mark.printed.splitlines()[:10]]
-    total, most = sum(m.points for m in marks), sum(m.most for m in marks)
-    return "\n".join([*lines, f"{total:g} of {most:g} points"])
-
-
-def plain(text: str) -> str:
-    """Text of an answer, without control characters."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def results(marks: list[Mark]) -> dict[str, Any]:
-    """results.json as Gradescope's documentation of autograders describes it."""
-    tests = [
-        {
-            "name": f"{m.problem.number} {m.problem.title}" + (" (hidden)" if m.hidden else ""),
-            "number": m.problem.number,
-            "score": m.points,
-            "max_score": m.most,
-            "status": "failed" if m.message else "passed",
-            "output": "hidden checks tell nothing" if m.hidden else plain(m.message) or "right",
-            "visibility": "after_published" if m.hidden else "visible",
-        }
-        for m in marks
-    ]
-    out: dict[str, Any] = {
-        "score": sum(m.points for m in marks),
-        "execution_time": round(sum(m.seconds for m in marks), 2),
-        "visibility": "visible",
-        "stdout_visibility": "hidden",
-        "tests": tests,
-    }
-    values = [m.value for m in marks if m.value is not None]
-    if values:  # the hidden one, where there is one
-        out["leaderboard"] = [{"name": "score", "value": round(values[-1], 3), "order": "desc"}]
-    return out
-
-
-# ---- many submissions, and the autograder's zip ----
+from marks import Set, grade, results, sets, table  # noqa: E402
+from sandbox import adopt, sweep  # noqa: E402
+from self_test import self_test  # noqa: E402
 
 
 def submissions(folder: Path) -> dict[str, Path | None]:
@@ -208,24 +68,30 @@ def grade_many(name: str, folder: Path, secret: str, out: Path, at_once: int) ->
     done = sum(file is not None for file in found.values()) - len(todo)
     if done:
         print(f"{done} graded already, with these answers and this secret", flush=True)
-    while todo or running:
-        while todo and len(running) < at_once:
-            student = todo.pop(0)
-            (out / f"{student}.json").unlink(missing_ok=True)
-            command = [sys.executable, __file__, name, str(found[student]), "--json"]
-            with open(out / f"{student}.txt", "w", encoding="utf-8") as text:
-                running[student] = subprocess.Popen(
-                    [*command, str(out / f"{student}.json"), "--quiet"],
-                    env=env,
-                    stdout=text,
-                    stderr=text,
-                )
-        for student, process in list(running.items()):
-            if process.poll() is not None:
-                del running[student]
-                done += 1
-                print(f"{done}: {student}", flush=True)
-        time.sleep(0.1)
+    try:
+        while todo or running:
+            while todo and len(running) < at_once:
+                student = todo.pop(0)
+                (out / f"{student}.json").unlink(missing_ok=True)
+                command = [sys.executable, __file__, name, str(found[student]), "--json"]
+                with open(out / f"{student}.txt", "w", encoding="utf-8") as text:
+                    running[student] = subprocess.Popen(
+                        [*command, str(out / f"{student}.json"), "--quiet"],
+                        env=env,
+                        stdout=text,
+                        stderr=text,
+                    )
+            for student, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[student]
+                    done += 1
+                    print(f"{done}: {student}", flush=True)
+            time.sleep(0.1)
+    finally:
+        for process in running.values():  # after Ctrl-C: they clean up what they made
+            process.send_signal(signal.SIGINT)
+        for process in running.values():
+            process.wait()
     rows = []
     for student, file in found.items():
         try:
@@ -250,9 +116,14 @@ def fingerprint(name: str, source: str, secret: str) -> str:
 def _done(name: str, file: Path, secret: str, result: Path) -> bool:
     try:
         of = json.loads(result.read_text(encoding="utf-8"))["extra_data"]["of"]
+        return of == fingerprint(name, read_answer(file), secret)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return of == fingerprint(name, file.read_text(encoding="utf-8", errors="replace"), secret)
+
+
+def read_answer(file: Path) -> str:
+    """As Python would read it: with Windows' byte order mark, too; odd bytes are errors there."""
+    return file.read_text(encoding="utf-8-sig", errors="replace")
 
 
 SETUP = """#!/usr/bin/env bash
@@ -276,7 +147,7 @@ export GRADE_SECRET="$(cat /autograder/source/secret.txt)"
 def make_zip(name: str, chosen: Set, secret: str, path: Path) -> None:
     """The autograder for Gradescope: setup.sh, run_autograder, this folder, minseal, the secret."""
     files = [p for p in sorted(chosen.folder.glob("*.py")) if p.stem not in ("mutants", "answer")]
-    files += [HERE / f"{n}.py" for n in ("grade", "sandbox", "checks", "worker")]
+    files += sorted(HERE.glob("*.py"))
     for folder in ("minseal", "tiny_data"):
         files += [p for p in sorted((ROOT / folder).rglob("*")) if p.is_file()]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -288,72 +159,6 @@ def make_zip(name: str, chosen: Set, secret: str, path: Path) -> None:
             info = zipfile.ZipInfo(script, (2020, 1, 1, 0, 0, 0))
             info.external_attr = 0o755 << 16
             archive.writestr(info, text)
-
-
-# ---- is the grader right? ----
-
-
-def self_test(names: list[str], secrets: list[str]) -> list[str]:
-    """What is wrong with the grader: stubs must get nothing, the reference everything, each mutant
-    must lose its own problem and no other, each right variant must pass. Prints as it goes."""
-    wrong: list[str] = []
-    for name, chosen in sets().items():
-        if names and name not in names:
-            continue
-        stubs = (chosen.folder / "answer.py").read_text(encoding="utf-8")
-        both = {False: "public", True: secrets[0]}
-        got = grade(chosen, stubs, both)
-        wrong += [f"{name}: the stub of {m.problem.number} gets points" for m in got if m.points]
-        got = grade(chosen, chosen.folder / "reference.py", both, trusted=True)
-        wrong += [
-            f"{name}: the reference fails {m.problem.number}: {m.message}" for m in got if m.message
-        ]
-        reference, mutants = chosen.module("reference"), chosen.module("mutants")
-        known = {p.number: p for p in chosen.problems}
-        if chosen.problems[0].driver:
-            seen = 0  # minutes each: these run as answers do
-            for mutant, (number, text) in mutants.MUTANTS.items():
-                (mark,) = grade(chosen, text, {False: "public"})
-                seen += 1
-                if not mark.message:
-                    wrong.append(f"{name}: the mutant {mutant!r} passes {number}")
-            print(f"{name}: {len(known)} problems, {seen} mutants", flush=True)
-            continue
-        for secret in ["public", *secrets]:
-            for problem in chosen.problems:
-                right = getattr(reference, problem.function)
-                todo = {"the reference": (right, True)}
-                for kind, passes in ("MUTANTS", False), ("VARIANTS", True):
-                    for title, (number, make) in getattr(mutants, kind).items():
-                        if number == problem.number:
-                            todo[f"{kind[:-1].lower()} {title!r}"] = make(right), passes
-                for title, (function, passes) in todo.items():
-                    message = verdict(problem, function, secret)
-                    if passes == bool(message):
-                        wrong.append(f"{name}, {problem.number}, {title}, {secret}: {message}")
-        numbers = {number for number, _ in mutants.MUTANTS.values()}
-        wrong += [f"{name}: no mutant of {number}" for number in sorted(set(known) - numbers)]
-        counts = f"{len(mutants.MUTANTS)} mutants, {len(mutants.VARIANTS)} right variants"
-        print(f"{name}: {len(known)} problems, {counts}, {1 + len(secrets)} secrets", flush=True)
-    return wrong
-
-
-def verdict(problem: Problem, function: Callable, secret: str) -> str:
-    """What the check says of a function in this process; "" if it is right."""
-
-    def call(*args: Any) -> Any:
-        try:
-            return decode(json.loads(json.dumps(encode(function(*decode(encode(list(args))))))))
-        except Wrong:
-            raise
-        except Exception as error:  # as an answer's own errors
-            raise Wrong(f"{type(error).__name__}: {error}") from None
-
-    try:
-        problem.check(call, Luck(secret, problem.number))
-    except Wrong as wrong:
-        return str(wrong) or "wrong"
-    return ""
 
 
 # ---- the command line ----
@@ -373,6 +178,11 @@ def main() -> None:
     parser.add_argument("--self-test", action="store_true", help="is the grader right?")
     options = parser.parse_args()
     adopt()
+    if options.at_once < 1:
+        parser.error(f"--at-once is {options.at_once}; expected at least 1")
+    for file in (options.json, options.zip):
+        if file and not file.resolve().parent.is_dir():
+            parser.error(f"there is no folder for {file}")
     if options.self_test:
         wrong = self_test(options.set, ["one", "two", "three"])
         print("\n".join(wrong) or "the grader is right")
@@ -397,7 +207,7 @@ def main() -> None:
         parser.error(f"there is no {path}")
     secrets = {False: "public"} | ({True: secret} if secret else {})
     # A student who hands in another name gets 0 points and is told, not an autograder that fails.
-    source = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    source = read_answer(path) if path.is_file() else ""
     tell = (lambda line: None) if options.quiet else lambda line: print(line, file=sys.stderr)
     marks = grade(chosen, source, secrets, tell=tell)
     print(table(marks))
@@ -410,4 +220,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sweep()
+        sys.exit("stopped; for many answers the same command goes on")

@@ -4,6 +4,7 @@ import ast
 import ctypes
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from symtable import SymbolTable, symtable
 from typing import Any
 
 from checks import Problem, Wrong
@@ -35,31 +37,61 @@ FORBIDDEN = set(
 
 
 def needed(tree: ast.Module, function: str) -> list[ast.stmt]:
-    """The top-level statements that define `function` and the names it uses, in order.
+    """The top-level statements that define `function` and the global names it uses, in order.
 
-    Calls at the top level belong to no function, and are left away.
+    Other code at the top level, a print or a loop to try things out, belongs to no problem; nor
+    does a call of something imported, such as np.savetxt(...).
     """
+    found, names = set(), [function]
+    imports = [s for s in tree.body if isinstance(s, (ast.Import, ast.ImportFrom))]
+    modules = {name for statement in imports for name in _bound(statement)}
     binds: dict[str, list[ast.stmt]] = {}
     for statement in tree.body:
-        for name in _bound(statement):
+        changes = _bound(statement) - (modules if isinstance(statement, ast.Expr) else set())
+        for name in changes:
             binds.setdefault(name, []).append(statement)
-    found, names = set(), [function]
     while names:
         for statement in binds.pop(names.pop(), []):
             if statement not in found:
                 found.add(statement)
-                names += [n.id for n in ast.walk(statement) if isinstance(n, ast.Name)]
+                names += _global_names(symtable(ast.unparse(statement), "answer.py", "exec"))
     return [statement for statement in tree.body if statement in found]
 
 
-def _bound(statement: ast.stmt) -> list[str]:
-    if isinstance(statement, (ast.Import, ast.ImportFrom)):
-        return [a.asname or a.name.split(".")[0] for a in statement.names]
+def _bound(statement: ast.stmt) -> set[str]:
+    """The global names that a top-level statement defines or changes: T[i] = ..., T.append(...)."""
     if isinstance(statement, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
-        return [statement.name]
-    if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
-        return [n.id for n in ast.walk(statement) if isinstance(n, ast.Name)]
-    return []
+        return {statement.name}
+    bound = set()
+    for node in ast.walk(statement):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound |= {a.asname or a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+        elif isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
+            bound.add(_base(node))
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        bound.add(_base(statement.value.func))
+    return bound - {""}
+
+
+def _base(node: ast.expr) -> str:
+    """a of a.b[c].d; nothing of a plain name, whose call changes nothing."""
+    inside = node
+    while isinstance(inside, (ast.Attribute, ast.Subscript)):
+        inside = inside.value
+    return inside.id if isinstance(inside, ast.Name) and inside is not node else ""
+
+
+def _global_names(table: SymbolTable) -> list[str]:
+    """What the code of a symbol table takes from the top level: not its locals and arguments."""
+    top = table.get_type() == "module"
+    names = [
+        s.get_name() for s in table.get_symbols() if s.is_global() or top and s.is_referenced()
+    ]
+    return names + [name for inner in table.get_children() for name in _global_names(inner)]
 
 
 def forbidden(statements: list[ast.stmt], problem: Problem) -> str | None:
@@ -104,7 +136,7 @@ def part_of(source: str, problem: Problem) -> str:
     for s in statements:
         first = min([s.lineno, *(d.lineno for d in getattr(s, "decorator_list", []))])
         keep |= set(range(first, (s.end_lineno or first) + 1))
-    lines = source.splitlines()
+    lines = re.split(r"\r\n|\r|\n", source)  # splitlines() cuts at more, inside of texts
     return "\n".join(line if i in keep else "" for i, line in enumerate(lines, 1)) + "\n"
 
 
