@@ -33,6 +33,7 @@ def build(source: Path) -> Path:
         notebook,
         timeout=600,
         record_timing=False,
+        coalesce_streams=True,  # else outputs are cut where the clock happens to cut them
         resources={"metadata": {"path": str(FOLDER)}},
     )
     client.execute()
