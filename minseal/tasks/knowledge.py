@@ -2,11 +2,14 @@
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+import regex  # tiktoken's own dependency; it knows scripts and kinds of characters
 
 from ..files import UserError
 from ..selfedit import Document, InvalidSelfEdit, SelfEdit, Task, check_directive
@@ -75,6 +78,7 @@ class Knowledge(Task):
 
     def notes(self, text: str) -> list[Note | Question]:
         """A text without directives -> its notes, at most MAX_NOTES."""
+        text = re.sub(r"\r\n?", "\n", text)  # in a file of notes both end a line
         lines = split_lines(text)
         if self.style == "self-qa":
             parts = split_questions(PROMPTS[self.style][1] + text)  # the prompt held 'Question 1:'
@@ -119,8 +123,7 @@ class Knowledge(Task):
     def oracle(self, passage: Passage) -> SelfEdit:
         """The notes of someone who knows: the passage's oracle, or the exam with its answers."""
         exam = [Question(question, golds[0]) for question, golds in passage.questions]
-        lines = passage.oracle or map(line_of, exam)
-        return self.edit(passage, [self.read_note(line) for line in lines])
+        return self.edit(passage, [self.read_note(line) for line in passage.oracle] or exam)
 
     def asked(self, passage: Passage, question: str) -> str:
         """A question in the one form that it has in notes and in the exam; the answer follows."""
@@ -164,8 +167,8 @@ def split_directives(text: str) -> tuple[dict[str, Any], str]:
     """
     directives: dict[str, Any] = {}
     lines = text.strip("\n").split("\n")
-    while lines and (found := re.fullmatch(r"\s*(lr|epochs|loss)\s*[:=]\s*(.*?)\s*", lines[0])):
-        name, value = found.groups()
+    while lines and (found := re.match(r"\s*(lr|epochs|loss)\s*[:=](.*)", lines[0])):
+        name, value = found[1], found[2].strip()
         if name in directives:
             raise InvalidSelfEdit(f"directive {name} twice")
         if name == "loss" and value not in ("all", "completion"):
@@ -199,9 +202,13 @@ def split_questions(text: str) -> list[str]:
 
 def find_question(text: str) -> Question | None:
     """'Question 3: ... Answer: ...' -> Question; its answer ends with the line."""
-    pattern = r"Question(?: \d+)?:\s*(.+?)\s*Answer(?: \d+)?:[^\S\n]*\n?[^\S\n]*(\S[^\n]*)"
-    found = re.match(pattern, text, re.DOTALL)
-    return Question(" ".join(found[1].split()), found[2].strip()) if found else None
+    # Two patterns, each of which can match in one way only: so the time is linear in the text.
+    start = re.match(r"Question(?: \d+)?:\s*", text)
+    pattern = re.compile(r"Answer(?: \d+)?:[^\S\n]*(?:\n[^\S\n]*)?(\S[^\n]*)")
+    found = start and pattern.search(text, start.end() + 1)  # the question is one letter at least
+    if not found:
+        return None
+    return Question(" ".join(text[start.end() : found.start()].split()), found[1].strip())
 
 
 def line_of(note: Note | Question) -> str:
@@ -212,8 +219,18 @@ def line_of(note: Note | Question) -> str:
 
 
 def score(answer: str, gold: str, grading: Grading) -> float:
-    """How well an answer agrees with an accepted one, from 0 to 1."""
-    given, right = normalise(answer).split(), normalise(gold).split()
+    """How well an answer agrees with an accepted one, from 0 to 1: read as SQuAD reads them, or
+    with marks that part words, whichever is better."""
+    readings = [(False, answer, gold)]
+    if not (answer + gold).isascii() or "'" in answer + gold:  # else both are the same
+        readings.append((True, answer, gold))
+    return max(
+        _agreement(normalise(a, apart).split(), normalise(g, apart).split(), grading)
+        for apart, a, g in readings
+    )
+
+
+def _agreement(given: list[str], right: list[str], grading: Grading) -> float:
     if grading == "exact":
         return float(given == right)
     if grading == "contains":
@@ -222,10 +239,45 @@ def score(answer: str, gold: str, grading: Grading) -> float:
     return 2 * same / (len(given) + len(right)) if same else float(given == right)
 
 
-def normalise(text: str) -> str:
-    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+def normalise(text: str, apart: bool = False) -> str:
+    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles.
+
+    Beyond ASCII like MLQA's (Lewis et al. 2020): no script's punctuation, and where a script has
+    no spaces each character is a word.
+    apart: punctuation beyond ASCII parts words (Lyon–Nice), and elided ones fall away (l'eau).
+    """
+    text = text.lower() if text.isascii() else _plain(text)
+    if apart:
+        text = ELIDED.sub(" ", text.replace(BORDER, " "))
+    text = text.translate(NO_PUNCTUATION)
+    return " ".join(regex.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+BORDER = "\u00ad"  # stands for punctuation beyond ASCII; real soft hyphens are gone by then
+NO_PUNCTUATION = dict.fromkeys(map(ord, string.punctuation + BORDER))
+ELIDED = regex.compile(  # French and Italian; no English word: 'all's well' is none
+    r"(?<![\w'])(?:[dl]|un|(?:jus|lors|puis)?qu|(?:[dn]e|d?a|su|co|que)ll)'(?=\w)(?!s\b)"
+)
+TWINS = str.maketrans("‘’ʼʻ′´＇‐‑−～", "'" * 7 + "---–")
+# What nobody sees or has to write (joiners, the Arabic vowel signs), and marks in a number.
+UNSEEN = regex.compile(
+    r"[\p{Cf}\p{DI}\u0640\u064b-\u0652\u0670]"
+    r"|(?<=\d)(?:[．٫·](?=\d)|[，٬](?=\d{3}(?!\d)))"
+)
+ONE_BY_ONE = r"[ー\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+
+
+def _plain(text: str) -> str:
+    """Lower case, one form for each letter and digit, scripts without spaces cut up."""
+    text = UNSEEN.sub("", text).translate(TWINS)
+    text = regex.sub(r"(\p{M}{30})\p{M}+", r"\1", text)  # to sort thousands takes for ever
+    text = regex.sub(r"(?V1)[\p{P}--[\x00-\x7f]]", BORDER, text)
+    # Full width, ligatures; but 10² is not 102, and no accent becomes a letter of its own.
+    text = regex.sub(r"[^\p{No}\p{Sk}]+", lambda m: unicodedata.normalize("NFKC", m[0]), text)
+    text = regex.sub(r"\d", lambda m: str(unicodedata.decimal(m[0], m[0])), text)
+    # Turkish has two more letters i, and I is the capital of one, İ of the other.
+    text = text.casefold().replace("i\u0307", "i").replace("ı", "i")
+    return regex.sub(rf"({ONE_BY_ONE}\p{{M}}*)", r" \1 ", unicodedata.normalize("NFC", text))
 
 
 # How the policy is asked for a self-edit: what is said, a user's turn in a chat, and the first
