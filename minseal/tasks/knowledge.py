@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, get_args
 
 import regex  # tiktoken's own dependency; it knows scripts and kinds of characters
@@ -219,15 +220,10 @@ def line_of(note: Note | Question) -> str:
 
 
 def score(answer: str, gold: str, grading: Grading) -> float:
-    """How well an answer agrees with an accepted one, from 0 to 1: read as SQuAD reads them, or
-    with marks that part words, whichever is better."""
-    readings = [(False, answer, gold)]
-    if not (answer + gold).isascii() or "'" in answer + gold:  # else both are the same
-        readings.append((True, answer, gold))
-    return max(
-        _agreement(normalise(a, apart).split(), normalise(g, apart).split(), grading)
-        for apart, a, g in readings
-    )
+    """How well an answer agrees with an accepted one, from 0 to 1, in the better reading."""
+    one, other = zip(readings(answer), readings(gold))
+    best = _agreement(*one, grading)
+    return best if one == other else max(best, _agreement(*other, grading))
 
 
 def _agreement(given: list[str], right: list[str], grading: Grading) -> float:
@@ -239,45 +235,70 @@ def _agreement(given: list[str], right: list[str], grading: Grading) -> float:
     return 2 * same / (len(given) + len(right)) if same else float(given == right)
 
 
-def normalise(text: str, apart: bool = False) -> str:
+def normalise(text: str) -> str:
     """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles.
 
-    Beyond ASCII like MLQA's (Lewis et al. 2020): no script's punctuation, and where a script has
-    no spaces each character is a word.
-    apart: punctuation beyond ASCII parts words (Lyon–Nice), and elided ones fall away (l'eau).
+    Beyond ASCII like MLQA's (Lewis et al. 2020): no punctuation of any script, and in scripts
+    without spaces each character is a word.
     """
-    text = text.lower() if text.isascii() else _plain(text)
-    if apart:
-        text = ELIDED.sub(" ", text.replace(BORDER, " "))
-    text = text.translate(NO_PUNCTUATION)
-    return " ".join(regex.sub(r"\b(a|an|the)\b", " ", text).split())
+    return " ".join(readings(text)[0])
 
 
-BORDER = "\u00ad"  # stands for punctuation beyond ASCII; real soft hyphens are gone by then
-NO_PUNCTUATION = dict.fromkeys(map(ord, string.punctuation + BORDER))
-ELIDED = regex.compile(  # French and Italian; no English word: 'all's well' is none
+def readings(text: str) -> tuple[list[str], list[str]]:
+    """(the words of normalise(text), the same parted by what parts words beyond ASCII).
+
+    So 'Lyon–Nice' holds Nice, and "l'eau" is eau: there the elided article falls away.
+    """
+    text = text.lower().translate(BARE) if text.isascii() else _fold(text)
+    parted = ELISION.sub(" ", text) if "'" in text else text
+    if BORDER in text or POINT in text:
+        parted = BORDERS.sub(" ", parted)
+    return (words := _words(text)), words if parted == text else _words(parted)
+
+
+def _words(text: str) -> list[str]:
+    text = text.replace("'", "").replace(BORDER, "").replace(POINT, "")
+    return ARTICLES.sub(" ", text).split()
+
+
+def _fold(text: str) -> str:
+    """One form for each letter (lower case, NFC), scripts without spaces cut up."""
+    text = MANY_MARKS.sub(r"\1", "".join(map(_letter, text)))  # to sort them is quadratic
+    text = unicodedata.normalize("NFC", text).replace("i\u0307", "i")
+    return regex.sub(rf"{ALONE}(.\p{{M}}*)", r" \1 ", text) if ALONE in text else text
+
+
+@cache
+def _letter(letter: str) -> str:
+    """What becomes of a character."""
+    kind = unicodedata.category(letter)
+    if letter in TWINS or UNSEEN.match(letter):
+        return TWINS.get(letter, "")
+    if kind[0] == "P" or kind in ("No", "Sk"):  # 10² is not 102
+        return BORDER if kind[0] == "P" else letter
+    if letter.isdecimal():
+        return str(int(letter))
+    # Full width, ligatures. I is the capital of two letters in Turkish.
+    letter = unicodedata.normalize("NFKC", letter).casefold().replace("ı", "i")
+    return ALONE + letter if kind[0] != "M" and NO_SPACES.search(letter) else letter
+
+
+# While a text is read, these stand for punctuation beyond ASCII (POINT: none in a number) and
+# before a character that is a word. They are invisible: those of the text itself are gone by then.
+BORDER, POINT, ALONE = "\u00ad", "\u2063", "\u200b"
+TWINS = dict.fromkeys(string.punctuation + "‐‑−", "") | dict.fromkeys("'‘’ʼʻ′´＇", "'")
+TWINS |= dict.fromkeys("．٫·，٬", POINT) | {"～": BORDER}
+BARE = str.maketrans(TWINS)
+ARTICLES = regex.compile(r"\b(a|an|the)\b")
+ELISION = regex.compile(  # in French and Italian; "all's well" is none
     r"(?<![\w'])(?:[dl]|un|(?:jus|lors|puis)?qu|(?:[dn]e|d?a|su|co|que)ll)'(?=\w)(?!s\b)"
 )
-TWINS = str.maketrans("‘’ʼʻ′´＇‐‑−～", "'" * 7 + "---–")
-# What nobody sees or has to write (joiners, the Arabic vowel signs), and marks in a number.
-UNSEEN = regex.compile(
-    r"[\p{Cf}\p{DI}\u0640\u064b-\u0652\u0670]"
-    r"|(?<=\d)(?:[．٫·](?=\d)|[，٬](?=\d{3}(?!\d)))"
+BORDERS = regex.compile(rf"(?<=\S){BORDER}+(?=\S)|{POINT}(?!\d)|(?<!\d){POINT}")
+MANY_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
+UNSEEN = regex.compile(r"[\p{Cf}\p{DI}\u0640\u064b-\u0652\u0670]")  # and Arabic's vowel signs
+NO_SPACES = regex.compile(
+    r"[ー\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 )
-ONE_BY_ONE = r"[ー\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-
-
-def _plain(text: str) -> str:
-    """Lower case, one form for each letter and digit, scripts without spaces cut up."""
-    text = UNSEEN.sub("", text).translate(TWINS)
-    text = regex.sub(r"(\p{M}{30})\p{M}+", r"\1", text)  # to sort thousands takes for ever
-    text = regex.sub(r"(?V1)[\p{P}--[\x00-\x7f]]", BORDER, text)
-    # Full width, ligatures; but 10² is not 102, and no accent becomes a letter of its own.
-    text = regex.sub(r"[^\p{No}\p{Sk}]+", lambda m: unicodedata.normalize("NFKC", m[0]), text)
-    text = regex.sub(r"\d", lambda m: str(unicodedata.decimal(m[0], m[0])), text)
-    # Turkish has two more letters i, and I is the capital of one, İ of the other.
-    text = text.casefold().replace("i\u0307", "i").replace("ı", "i")
-    return regex.sub(rf"({ONE_BY_ONE}\p{{M}}*)", r" \1 ", unicodedata.normalize("NFC", text))
 
 
 # How the policy is asked for a self-edit: what is said, a user's turn in a chat, and the first
