@@ -288,7 +288,7 @@ def _letter(letter: str) -> str:
 BORDER, POINT, ALONE = "\u00ad", "\u2063", "\u200b"
 TWINS = dict.fromkeys(string.punctuation + "‐‑−", "") | dict.fromkeys("'‘’ʼʻ′´＇", "'")
 TWINS |= dict.fromkeys("．٫·，٬", POINT) | {"～": BORDER}
-BARE = str.maketrans(TWINS)
+BARE = {ord(letter): becomes or None for letter, becomes in TWINS.items()}
 ARTICLES = regex.compile(r"\b(a|an|the)\b")
 ELISION = regex.compile(  # in French and Italian; "all's well" is none
     r"(?<![\w'])(?:[dl]|un|(?:jus|lors|puis)?qu|(?:[dn]e|d?a|su|co|que)ll)'(?=\w)(?!s\b)"
