@@ -1,5 +1,6 @@
 """Passages with their exams: from SQuAD's JSON, or from simpler lists of our own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,32 @@ class Passage:
     oracle: tuple[str, ...] = ()  # notes as good as they get; empty: the exam with its answers
 
 
-def read_passages(path: str | Path) -> list[Passage]:
+def read_passages(path: str | Path, say: Callable[[str], None] = print) -> list[Passage]:
     """The passages in a file, in its order. Raises UserError, which names file and passage.
 
-    The file holds SQuAD's JSON (Rajpurkar et al. 2016), or as JSON or JSONL a list of
-    {title, context, questions: [{question, answer}]}, with `answers` where several are accepted.
+    The file holds SQuAD's JSON (Rajpurkar et al. 2016; also its paragraphs or its rows alone),
+    MRQA's JSONL, or as JSON or JSONL a list of {title, context, questions: [{question, answer}]},
+    with `answers` where several are accepted. say: is told how many passages are left out because
+    no question about them has an answer (SQuAD 2.0).
     """
-    items = _read_values(path)
-    if isinstance(items, dict):
-        items = _flatten_squad(items["data"], path) if "data" in items else [items]
-    if not isinstance(items, list):
-        raise UserError(f"{path}: expected a list of passages, got {type(items).__name__}")
-    if not items:
+    values = _read_values(path)
+    if isinstance(values, dict):
+        values = values.get("data", [values])
+    if not isinstance(values, list):
+        told = (
+            f"expected a list of passages, or SQuAD's data > paragraphs > qas, got {values!r:.20}"
+        )
+        raise UserError(f"{path}: {told}")
+    items = enumerate(_flatten(values, path))
+    passages = [_passage(item, f"{path}, passage {i + 1}", i) for i, item in items]
+    if not passages:
         raise UserError(f"{path} holds no passages")
-    return [_passage(item, f"{path}, passage {i + 1}", i) for i, item in enumerate(items)]
+    kept = [passage for passage in passages if passage.questions]
+    if not kept:
+        raise UserError(f"{path}, passage 1: no questions that have an answer, nor in any other")
+    if out := len(passages) - len(kept):
+        say(f"{path}: {out} of {len(passages)} passages left out: no question has an answer")
+    return kept
 
 
 def read_questions(path: str | Path) -> Exam:
@@ -59,31 +72,53 @@ def _read_values(path: str | Path) -> Any:
         return values
 
 
-def _flatten_squad(articles: Any, path: str | Path) -> list[dict[str, Any]]:
-    """SQuAD's nesting (data > paragraphs > qas) -> our flat list."""
-    items = []
+def _flatten(values: list[Any], path: str | Path) -> list[Any]:
+    """SQuAD's nesting (data > paragraphs > qas), its rows, MRQA's lines -> our flat list."""
+    items: list[Any] = []
+    rows: dict[str, list] = {}  # of one context -> its questions
     try:
-        for article in articles:
-            for paragraph in article["paragraphs"]:
-                questions = []
-                for qa in paragraph["qas"]:
-                    if not qa.get("is_impossible"):
-                        answers = [answer["text"] for answer in qa.get("answers", [])]
-                        questions.append({"question": qa.get("question"), "answers": answers})
-                about = {"title": article.get("title"), "context": paragraph.get("context")}
-                items.append({**about, "questions": questions})
+        for value in values:
+            if not isinstance(value, dict):
+                items.append(value)
+                continue
+            if "header" in value and "context" not in value:  # MRQA's first line
+                continue
+            for part in value.get("paragraphs", [value]):
+                about = {"title": value.get("title"), "context": part.get("context")}
+                if part is not value or "qas" in part:
+                    items.append({**about, "questions": _answerable(part["qas"])})
+                elif "question" not in part:
+                    items.append(part)
+                else:
+                    if (key := repr(about)) not in rows:
+                        items.append({**about, "questions": rows.setdefault(key, [])})
+                    rows[key] += _answerable([part])
     except (TypeError, KeyError, AttributeError) as e:
         raise UserError(f"{path}: no SQuAD, data > paragraphs > qas breaks off ({e!r})") from None
     return items
+
+
+def _answerable(qas: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Questions with their answers, which every data set has its own place for."""
+    out = []
+    for qa in qas:
+        answers = qa.get("answers") or qa.get("detected_answers") or [qa.get("answer")]
+        if isinstance(answers, dict):  # {"text": [...]}, in rows
+            answers = answers["text"]
+        if isinstance(answers, list) and not qa.get("is_impossible"):
+            answers = [answer["text"] if isinstance(answer, dict) else answer for answer in answers]
+        if answers and not qa.get("is_impossible"):
+            out.append({"question": qa.get("question"), "answers": answers})
+    return out
 
 
 def _passage(item: Any, where: str, number: int) -> Passage:
     text = item.get("context") if isinstance(item, dict) else None
     if not _is_text(text):
         raise UserError(f"{where}: no text; expected a string under 'context'")
-    title = str(item.get("title") or "")
+    title, questions = str(item.get("title") or ""), item.get("questions")
     _check_letters(title + text, where)
-    exam = _exam(item.get("questions"), where)
+    exam = () if questions == [] else _exam(questions, where)
     return Passage(f"{number}: {title}".strip(), title, text.strip(), exam)
 
 
