@@ -103,8 +103,7 @@ def _answerable(qas: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
     for qa in qas:
         answers = qa.get("answers") or qa.get("detected_answers") or [qa.get("answer")]
-        if isinstance(answers, dict):  # {"text": [...]}, in rows
-            answers = answers["text"]
+        answers = answers["text"] if isinstance(answers, dict) else answers  # in rows
         if isinstance(answers, list) and not qa.get("is_impossible"):
             answers = [answer["text"] if isinstance(answer, dict) else answer for answer in answers]
         if answers and not qa.get("is_impossible"):
