@@ -43,7 +43,7 @@ class Command:
     settings: type
     call: Callable[..., Any]
     positional: tuple[tuple[str, ...], ...] = ()  # (NAME, help), or (NAME, help, '+') for several
-    stopped: str = "nothing was written"  # what Ctrl-C says
+    stopped: str = "the same command begins again"  # what Ctrl-C says
     out: str = ""  # the default of --out, which is handed on like a positional
 
     def usage(self) -> str:
