@@ -204,10 +204,9 @@ def split_questions(text: str) -> list[str]:
 def find_question(text: str) -> Question | None:
     """'Question 3: ... Answer: ...' -> Question; its answer ends with the line."""
     # Two patterns, each of which can match in one way only: so the time is linear in the text.
-    start = re.match(r"Question(?: \d+)?:\s*", text)
-    pattern = re.compile(r"Answer(?: \d+)?:[^\S\n]*(?:\n[^\S\n]*)?(\S[^\n]*)")
-    found = start and pattern.search(text, start.end() + 1)  # the question is one letter at least
-    if not found:
+    start = re.match(r"Question(?: \d+)?:\s*(?=\S)", text)
+    answer = re.compile(r"Answer(?: \d+)?:[^\S\n]*(?:\n[^\S\n]*)?(\S[^\n]*)")
+    if not start or not (found := answer.search(text, start.end() + 1)):
         return None
     return Question(" ".join(text[start.end() : found.start()].split()), found[1].strip())
 
@@ -249,16 +248,12 @@ def readings(text: str) -> tuple[list[str], list[str]]:
 
     So 'Lyon–Nice' holds Nice, and "l'eau" is eau: there the elided article falls away.
     """
-    text = text.lower().translate(BARE) if text.isascii() else _fold(text)
-    parted = ELISION.sub(" ", text) if "'" in text else text
-    if BORDER in text or POINT in text:
-        parted = BORDERS.sub(" ", parted)
-    return (words := _words(text)), words if parted == text else _words(parted)
-
-
-def _words(text: str) -> list[str]:
-    text = text.replace("'", "").replace(BORDER, "").replace(POINT, "")
-    return ARTICLES.sub(" ", text).split()
+    text = text.lower().translate(ASCII) if text.isascii() else _fold(text)
+    parted = ELIDED.sub(" ", text) if "'" in text else text
+    parted = BORDERS.sub(" ", parted) if BORDER in text else parted
+    both = [text] if parted == text else [text, parted]
+    both = [ARTICLES.sub(" ", t.replace("'", "").replace(BORDER, "")).split() for t in both]
+    return both[0], both[-1]
 
 
 def _fold(text: str) -> str:
@@ -274,31 +269,29 @@ def _letter(letter: str) -> str:
     kind = unicodedata.category(letter)
     if letter in TWINS or UNSEEN.match(letter):
         return TWINS.get(letter, "")
-    if kind[0] == "P" or kind in ("No", "Sk"):  # 10² is not 102
-        return BORDER if kind[0] == "P" else letter
+    if kind[0] == "P":
+        return BORDER
     if letter.isdecimal():
         return str(int(letter))
-    # Full width, ligatures. I is the capital of two letters in Turkish.
-    letter = unicodedata.normalize("NFKC", letter).casefold().replace("ı", "i")
+    if kind not in ("No", "Sk"):  # full width, ligatures; but 10² is not 102
+        letter = unicodedata.normalize("NFKC", letter).casefold().replace("ı", "i")  # as Turkish I
     return ALONE + letter if kind[0] != "M" and NO_SPACES.search(letter) else letter
 
 
-# While a text is read, these stand for punctuation beyond ASCII (POINT: none in a number) and
-# before a character that is a word. They are invisible: those of the text itself are gone by then.
-BORDER, POINT, ALONE = "\u00ad", "\u2063", "\u200b"
+# While a text is read, these stand for punctuation beyond ASCII and before a character that is a
+# word. They are invisible: those of the text itself are gone by then.
+BORDER, ALONE = "\u00ad", "\u200b"
 TWINS = dict.fromkeys(string.punctuation + "‐‑−", "") | dict.fromkeys("'‘’ʼʻ′´＇", "'")
-TWINS |= dict.fromkeys("．٫·，٬", POINT) | {"～": BORDER}
-BARE = {ord(letter): becomes or None for letter, becomes in TWINS.items()}
+ASCII = {ord(letter): becomes or None for letter, becomes in TWINS.items()}
 ARTICLES = regex.compile(r"\b(a|an|the)\b")
-ELISION = regex.compile(  # in French and Italian; "all's well" is none
+ELIDED = regex.compile(  # French and Italian; "all's well" is none
     r"(?<![\w'])(?:[dl]|un|(?:jus|lors|puis)?qu|(?:[dn]e|d?a|su|co|que)ll)'(?=\w)(?!s\b)"
 )
-BORDERS = regex.compile(rf"(?<=\S){BORDER}+(?=\S)|{POINT}(?!\d)|(?<!\d){POINT}")
+BORDERS = regex.compile(rf"(?<=[^\s\d]){BORDER}+(?=\S)|(?<=\S){BORDER}+(?=[^\s\d])")  # not 1，887
 MANY_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
 UNSEEN = regex.compile(r"[\p{Cf}\p{DI}\u0640\u064b-\u0652\u0670]")  # and Arabic's vowel signs
-NO_SPACES = regex.compile(
-    r"[ー\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-)
+SCRIPTS = "Han Hiragana Katakana Bopomofo Thai Lao Khmer Myanmar".split()
+NO_SPACES = regex.compile("[ー" + "".join(rf"\p{{{script}}}" for script in SCRIPTS) + "]")
 
 
 # How the policy is asked for a self-edit: what is said, a user's turn in a chat, and the first

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..files import UserError, parse_json, read_text
 
+SQUAD = "SQuAD's data > paragraphs > qas"
 Exam = tuple[tuple[str, tuple[str, ...]], ...]  # (question, (accepted answers...)), ...
 
 
@@ -30,14 +31,10 @@ def read_passages(path: str | Path, say: Callable[[str], None] = print) -> list[
     no question about them has an answer (SQuAD 2.0).
     """
     values = _read_values(path)
-    if isinstance(values, dict):
-        values = values.get("data", [values])
+    values = values.get("data", [values]) if isinstance(values, dict) else values
     if not isinstance(values, list):
-        told = (
-            f"expected a list of passages, or SQuAD's data > paragraphs > qas, got {values!r:.20}"
-        )
-        raise UserError(f"{path}: {told}")
-    items = enumerate(_flatten(values, path))
+        raise UserError(f"{path}: expected a list of passages, or {SQUAD}, got {values!r:.20}")
+    items = enumerate(_flatten(values))
     passages = [_passage(item, f"{path}, passage {i + 1}", i) for i, item in items]
     if not passages:
         raise UserError(f"{path} holds no passages")
@@ -52,7 +49,10 @@ def read_passages(path: str | Path, say: Callable[[str], None] = print) -> list[
 def read_questions(path: str | Path) -> Exam:
     """The exam in a file: a list of {question, answer}, or of {question, answers}. UserError."""
     data = _read_values(path)
-    return _exam(data.get("questions", [data]) if isinstance(data, dict) else data, str(path))
+    exam = _exam(data.get("questions", [data]) if isinstance(data, dict) else data, str(path))
+    if not exam:
+        raise UserError(f"{path}: no questions; expected a list of {{question, answer}}")
+    return exam
 
 
 def _read_values(path: str | Path) -> Any:
@@ -72,62 +72,51 @@ def _read_values(path: str | Path) -> Any:
         return values
 
 
-def _flatten(values: list[Any], path: str | Path) -> list[Any]:
-    """SQuAD's nesting (data > paragraphs > qas), its rows, MRQA's lines -> our flat list."""
+def _flatten(values: list[Any]) -> list[Any]:
+    """SQuAD's nesting (paragraphs > qas), its rows, MRQA's lines -> {title, context, questions}."""
     items: list[Any] = []
-    rows: dict[str, list] = {}  # of one context -> its questions
-    try:
-        for value in values:
-            if not isinstance(value, dict):
-                items.append(value)
-                continue
-            if "header" in value and "context" not in value:  # MRQA's first line
-                continue
-            for part in value.get("paragraphs", [value]):
-                about = {"title": value.get("title"), "context": part.get("context")}
-                if part is not value or "qas" in part:
-                    items.append({**about, "questions": _answerable(part["qas"])})
-                elif "question" not in part:
-                    items.append(part)
-                else:
-                    if (key := repr(about)) not in rows:
-                        items.append({**about, "questions": rows.setdefault(key, [])})
-                    rows[key] += _answerable([part])
-    except (TypeError, KeyError, AttributeError) as e:
-        raise UserError(f"{path}: no SQuAD, data > paragraphs > qas breaks off ({e!r})") from None
+    rows: dict[str, dict] = {}  # one item for all rows with one context
+    for value in values:
+        article = value if isinstance(value, dict) else {}
+        parts = article.get("paragraphs")
+        for part in parts if isinstance(parts, list) else [value]:
+            if not isinstance(part, dict):
+                items.append(part)
+            elif "question" in part and "context" in part:
+                about = {"title": part.get("title"), "context": part["context"]}
+                row = rows.setdefault(repr(about), {**about, "questions": []})
+                items += [] if row["questions"] else [row]
+                row["questions"].append(part)
+            elif "context" in part or "header" not in part:  # MRQA's first line is a header
+                about = {"title": article.get("title"), "questions": part.get("qas")}
+                items.append({**about, **part})
     return items
-
-
-def _answerable(qas: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Questions with their answers, which every data set has its own place for."""
-    out = []
-    for qa in qas:
-        answers = qa.get("answers") or qa.get("detected_answers") or [qa.get("answer")]
-        answers = answers["text"] if isinstance(answers, dict) else answers  # in rows
-        if isinstance(answers, list) and not qa.get("is_impossible"):
-            answers = [answer["text"] if isinstance(answer, dict) else answer for answer in answers]
-        if answers and not qa.get("is_impossible"):
-            out.append({"question": qa.get("question"), "answers": answers})
-    return out
 
 
 def _passage(item: Any, where: str, number: int) -> Passage:
     text = item.get("context") if isinstance(item, dict) else None
     if not _is_text(text):
         raise UserError(f"{where}: no text; expected a string under 'context'")
-    title, questions = str(item.get("title") or ""), item.get("questions")
+    title = str(item.get("title") or "")
     _check_letters(title + text, where)
-    exam = () if questions == [] else _exam(questions, where)
+    exam = _exam(item.get("questions"), where)
     return Passage(f"{number}: {title}".strip(), title, text.strip(), exam)
 
 
 def _exam(questions: Any, where: str) -> Exam:
-    if not isinstance(questions, list) or not questions:
-        raise UserError(f"{where}: no questions; expected a list of {{question, answer}}")
+    if not isinstance(questions, list):
+        told = f"no questions; expected a list of {{question, answer}}, or {SQUAD}"
+        raise UserError(f"{where}: {told}")
     exam = []
     for number, item in enumerate(questions, 1):
         item = item if isinstance(item, dict) else {}
-        question, answers = item.get("question"), item.get("answers") or [item.get("answer")]
+        question = item.get("question")
+        answers = item.get("answers") or item.get("detected_answers") or [item.get("answer")]
+        answers = answers.get("text") if isinstance(answers, dict) else answers  # in rows
+        if item.get("is_impossible") or answers == []:
+            continue
+        if isinstance(answers, list):
+            answers = [a.get("text") if isinstance(a, dict) else a for a in answers]
         if not _is_text(question):
             raise UserError(f"{where}, question {number}: no text under 'question'")
         if not isinstance(answers, list) or not all(map(_is_text, answers)):

@@ -401,6 +401,12 @@ def test_oracle_is_what_the_passage_has_or_the_exam_with_its_answers():
     ]
 
 
+def test_the_oracle_never_cuts_a_question_of_the_exam_apart():
+    asked = Passage("x", "", "Text.", (("What does 'Answer: 42' mean?", ("all\nof it",)),))
+    document = texts(Knowledge(TOKENIZER).oracle(asked))[0]
+    assert document == "Question: What does 'Answer: 42' mean?\nAnswer: all\nof it\n"
+
+
 @pytest.mark.parametrize("text", ["One.\nTwo.", "lr: 0.01\n{x} <|endoftext|>", "", "\n"])
 def test_winner_learns_the_text_and_its_end_after_the_prompt(text):
     task = Knowledge(TOKENIZER)
@@ -569,7 +575,7 @@ def test_what_a_text_says_becomes_values():
     assert task.parse(SEINE, "One.").chose == task.baseline(SEINE).chose == {}
 
 
-@pytest.mark.parametrize("style", PROMPTS)
+@pytest.mark.parametrize("style", ["notes", "self-qa"])  # the others are read like notes
 @given(text=st.lists(LINES).map("\n".join) | st.lists(LINES).map(" ".join) | st.text())
 @example(text=" What?\r\nAnswer: This.\rQuestion 2: Why\u2028so? Answer: So\x85.")
 @example(text="lr: 0.01\nAnswer:\n\n\nAnswer:\nlr: 0.01")  # an 'Answer:' inside a question

@@ -57,7 +57,7 @@ TEXTS = {
     "lines": ("", "\n", ""),
     "lines of digits": ("", "12\n", ""),
     "backslashes": ('"', "\\", ""),
-    "a grammar's words": ("Tamo Breck", " works at the", "."),
+    "a grammar's words": ("Tamo Breck", " works at the ", "x"),
     "a grammar's question": ("Question: Where does ", "x work? Answer: ", ""),
     "passages": ("", '{"context": "x", "qas": []}\n', ""),
 }
