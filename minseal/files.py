@@ -80,6 +80,10 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
     if not named or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is no checkpoint: expected names with tensors")
+    # A view of one number may be as large as it likes, and so may what is packed.
+    there = sum(t.numel() * t.element_size() for t in tensors.values())
+    if there > os.path.getsize(path) or any(t.layout != torch.strided for t in tensors.values()):
+        raise UserError(f"{path} is no checkpoint: its tensors are larger than the file")
     return tensors
 
 
