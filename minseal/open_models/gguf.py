@@ -16,6 +16,7 @@ from ..model import GPTConfig, rope_frequencies
 from .families import FAMILIES, GGUF_KEYS, GGUF_NAMES, Place, Source, Stored, place_of
 from .tokenizers import tokenizer_of_gguf
 
+MOST_PARTS = 2**21  # numbers and strings in a header; those of Llama 3's 128,000 tokens: 950,000
 GPT2_NAMES = GGUF_NAMES | {f".attn.{part}": f".attn_qkv[{i}]" for i, part in enumerate("qkv")}
 
 
@@ -60,7 +61,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     gguf = need("gguf", "weights", what=path)
     tensors = {}
     try:
-        reader = gguf.GGUFReader(path, "c")  # copy on write: torch wants writable memory
+        reader = _bounded(gguf.GGUFReader)(path, "c")  # copy on write: torch wants writable memory
         fields = {key: field.contents() for key, field in reader.fields.items()}
         for t in reader.tensors:
             shape = tuple(int(n) for n in reversed(t.shape))  # GGUF's fastest dimension is first
@@ -68,6 +69,22 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     except Exception as e:  # a damaged file meets whatever NumPy has against it
         raise UserError(f"{path} is damaged, or no GGUF file: {first_line(e)}") from None
     return fields, tensors
+
+
+def _bounded(reader: type) -> type:
+    """The package's reader, but a count in the file cannot make it go on beyond the file's end."""
+
+    class Bounded(reader):
+        left = MOST_PARTS
+
+        def _get(self, offset, dtype, count=1, override_order=None):
+            self.left -= 1
+            if self.left < 0:
+                raise ValueError(f"it has more than {MOST_PARTS} parts")
+            order = np.dtype(dtype).newbyteorder(override_order or self.byte_order)
+            return np.frombuffer(self.data, order, int(count), int(offset))
+
+    return Bounded
 
 
 def _dequantise(path: Path, t: Any, shape: tuple[int, ...]) -> Tensor:
@@ -80,10 +97,12 @@ def _dequantise(path: Path, t: Any, shape: tuple[int, ...]) -> Tensor:
 
 def add_rope_scaling(config: GPTConfig, factors: Tensor, path: Path) -> GPTConfig:
     """The settings of Llama 3's rope scaling, which GGUF keeps as divisors of the frequencies."""
+    if factors.shape != (config.head_dim // 2,):  # or head_dim may be a number of gigabytes
+        raise UserError(f"{path}: rope_freqs.weight does not fit a head_dim of {config.head_dim}")
     plain = rope_frequencies(config)
     for factor in (8.0, 32.0):  # Llama 3.1, Llama 3.2
         scaled = replace(config, rope_scaling=(factor, 1.0, 4.0, 8192))
         found = plain / rope_frequencies(scaled)
-        if factors.shape == plain.shape and torch.allclose(found, factors.double(), rtol=1e-4):
+        if torch.allclose(found, factors.double(), rtol=1e-4):
             return scaled
     raise UserError(f"{path}: rope_freqs.weight is not the rope scaling of Llama 3.1 or 3.2")
