@@ -1,9 +1,11 @@
 """minseal's own model folder: config.json, weights.pt, and the tokenizer's files."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .files import UserError, load_tensors, read_json, write_folder, write_json, write_tensors
@@ -58,6 +60,11 @@ def make_config(values: dict[str, Any], where: object, keys: dict[str, str] = {}
         return config
     except (ValueError, TypeError, ArithmeticError) as e:
         raise UserError(f"{where} describes no model: {e}") from None
+
+
+def is_finite(t: Tensor) -> bool:
+    """Whether no number of a tensor is NaN or infinite, in one pass (isfinite: thirty)."""
+    return all(map(math.isfinite, torch.aminmax(t)))
 
 
 def check_positions(config: GPTConfig, size: int, where: object) -> None:

@@ -3,7 +3,6 @@
 Llama's names are also those of SmolLM2, Qwen2.5 and Qwen3; GGUF has one set for all families.
 """
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,11 +161,6 @@ class Source:
     tensors: dict[str, Stored]
     tokenizer: Tokenizer
     place: Callable[[str], Place] = Place  # of our parameter; default: same names
-
-
-def is_finite(t: Tensor) -> bool:
-    """Whether all numbers of a tensor are numbers. One pass: torch.isfinite takes thirty."""
-    return all(map(math.isfinite, torch.aminmax(t)))
 
 
 def place_of(ours: str, names: dict[str, str], transposed: tuple[str, ...] = ()) -> Place:

@@ -1,9 +1,11 @@
 """GGUF files, through the package `gguf`: tensors come out as float32, whatever they lie in."""
 
 import re
+import struct
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from ..model import GPTConfig, rope_frequencies
 from .families import FAMILIES, GGUF_KEYS, GGUF_NAMES, Place, Source, Stored, place_of
 from .tokenizers import tokenizer_of_gguf
 
-MOST_PARTS = 2**21  # numbers and strings in a header; those of Llama 3's 128,000 tokens: 950,000
+MOST_PARTS = 2**17  # values in a header, an array counted as one; the largest Llama has 10,000
 GPT2_NAMES = GGUF_NAMES | {f".attn.{part}": f".attn_qkv[{i}]" for i, part in enumerate("qkv")}
 
 
@@ -61,7 +63,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     gguf = need("gguf", "weights", what=path)
     tensors = {}
     try:
-        reader = _bounded(gguf.GGUFReader)(path, "c")  # copy on write: torch wants writable memory
+        reader = _make_reader(gguf)(path, "c")  # copy on write: torch wants writable memory
         fields = {key: field.contents() for key, field in reader.fields.items()}
         for t in reader.tensors:
             shape = tuple(int(n) for n in reversed(t.shape))  # GGUF's fastest dimension is first
@@ -71,20 +73,38 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     return fields, tensors
 
 
-def _bounded(reader: type) -> type:
-    """The package's reader, but a count in the file cannot make it go on beyond the file's end."""
+def _make_reader(gguf: ModuleType) -> type:
+    """The package's reader; no count in a file sends it beyond the end, or on for long."""
+    ARRAY, STRING = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
 
-    class Bounded(reader):
+    class Reader(gguf.GGUFReader):
         left = MOST_PARTS
 
         def _get(self, offset, dtype, count=1, override_order=None):
             self.left -= 1
             if self.left < 0:
-                raise ValueError(f"it has more than {MOST_PARTS} parts")
+                raise ValueError(f"its header has more than {MOST_PARTS} parts")
             order = np.dtype(dtype).newbyteorder(override_order or self.byte_order)
             return np.frombuffer(self.data, order, int(count), int(offset))
 
-    return Bounded
+        def _get_field_parts(self, orig_offs, raw_type):
+            if raw_type != ARRAY:
+                return super()._get_field_parts(orig_offs, raw_type)
+            kind = gguf.GGUFValueType(self._get(orig_offs, np.uint32)[0])
+            n, begin, parts = int(self._get(orig_offs + 4, np.uint64)[0]), orig_offs + 12, []
+            if kind in self.gguf_scalar_to_np:  # an array of numbers is one part
+                parts.append(self._get(begin, self.gguf_scalar_to_np[kind], n))
+            elif kind != STRING or n > 2**20:  # the largest vocabularies have a quarter of that
+                raise ValueError("it has an array of arrays, or of a million strings")
+            size, data = sum(part.nbytes for part in parts), memoryview(self.data)
+            length_as = ">Q" if self.byte_order == "S" else "=Q"  # S: swapped
+            while kind == STRING and len(parts) < n:
+                (length,) = struct.unpack_from(length_as, data, begin + size)
+                parts.append(data[begin + size + 8 :][:length])
+                size += 8 + length
+            return 12 + size, parts, list(range(len(parts))), [ARRAY, kind]
+
+    return Reader
 
 
 def _dequantise(path: Path, t: Any, shape: tuple[int, ...]) -> Tensor:

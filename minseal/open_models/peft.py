@@ -1,7 +1,6 @@
 """Adapters on disk, in PEFT's format: adapter_config.json and adapter_model.safetensors."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,11 @@ import regex
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import is_finite
 from ..files import UserError, first_line, read_json, write_folder, write_json
 from ..lora import TARGETS, Adapters, LoRAConfig, attach
 from ..model import GPT
-from .families import Stored, family_of, is_finite, place_of
+from .families import Stored, family_of, place_of
 from .safetensors import read_safetensors, write_safetensors
 
 # Settings of PEFT that leave an adapter y = x W^T + scale (x A^T) B^T on the model as it is. Any
@@ -166,46 +166,37 @@ def _match(
 
 
 class _Ranks:
-    """Every layer's rank and scale, as PEFT takes them from an adapter_config.json."""
+    """Each layer's rank and scale, as PEFT takes them from an adapter_config.json."""
 
     def __init__(self, settings: dict[str, Any], path: Path) -> None:
-        self.path, self.root = path, bool(settings.get("use_rslora"))
-        self.rank, self.ranks = self._read(settings, "r", "rank_pattern", _is_rank)
-        self.alpha, self.alphas = self._read(settings, "lora_alpha", "alpha_pattern", is_number)
-        self.scale = (
-            self._scale(self.rank, self.alpha) or 1.0
-        )  # of all; with 0, nothing would learn
+        self.path, self.root = path, settings.get("use_rslora")
+        self.tables = []  # (rank or alpha of all, [(a layer's pattern, its own), ...])
+        for key, kind in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+            default, own = settings.get(key, 8), settings.get(kind) or {}  # 8 is PEFT's default
+            if not isinstance(own, dict) or len(own) > MOST_PATTERNS:
+                raise UserError(f"{path}: {kind} is {own!r:.60}; expected names with numbers")
+            for name, value in {key: default, **own}.items():
+                if not is_number(value) or key == "r" and (type(value) is not int or value < 1):
+                    expected = "a whole number above 0" if key == "r" else "a number"
+                    raise UserError(f"{path}: {name!r:.60} is {value!r:.60}; expected {expected}")
+            try:  # the expression of PEFT's get_pattern_key()
+                patterns = [(regex.compile(rf"(.*\.)?({p})$"), value) for p, value in own.items()]
+            except (regex.error, RuntimeError) as e:
+                raise UserError(f"{path}: {kind} has no pattern: {first_line(e)}") from None
+            self.tables.append((default, patterns))
+        self.rank, self.scale = self.of("")  # of all
+        self.scale = self.scale or 1.0  # with 0 nothing would learn
 
     def of(self, layer: str) -> tuple[int, float]:
-        """(rank, scale) of a layer, by its full name in PEFT."""
-        found = []
-        for default, patterns in ((self.rank, self.ranks), (self.alpha, self.alphas)):
-            try:
-                own = (value for p, value in patterns if p.match(layer, timeout=SECONDS))
-                found.append(next(own, default))
-            except TimeoutError:
-                raise UserError(f"{self.path}: a pattern takes too long for {layer}") from None
-        return found[0], self._scale(*found)
-
-    def _scale(self, rank: int, alpha: float) -> float:
-        return alpha / (math.sqrt(rank) if self.root else rank)
-
-    def _read(self, settings: dict[str, Any], key: str, kind: str, fits: Callable) -> tuple:
-        value, own = settings.get(key, 8), settings.get(kind) or {}  # 8: PEFT's default
-        if not isinstance(own, dict) or len(own) > MOST_PATTERNS:
-            raise UserError(f"{self.path}: {kind} is {own!r:.60}; expected names with numbers")
-        for name, number in {key: value, **own}.items():
-            if not fits(number):
-                what = "a whole number above 0" if key == "r" else "a number"
-                raise UserError(f"{self.path}: {name!r:.60} is {number!r:.60}; expected {what}")
-        try:  # PEFT's own expression, in get_pattern_key()
-            return value, [(regex.compile(rf"(.*\.)?({p})$"), own[p]) for p in own]
-        except (regex.error, RuntimeError, OverflowError, MemoryError) as e:
-            raise UserError(f"{self.path}: {kind} has no pattern: {first_line(e)}") from None
-
-
-def _is_rank(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**31
+        """(rank, scale) of a layer, by its full name in PEFT; of all layers without a name."""
+        try:
+            rank, alpha = (
+                next((own for p, own in patterns if p.match(layer, timeout=SECONDS)), default)
+                for default, patterns in self.tables
+            )
+        except TimeoutError:
+            raise UserError(f"{self.path}: a pattern takes too long for {layer}") from None
+        return rank, alpha / (math.sqrt(rank) if self.root else rank)
 
 
 def is_number(value: Any) -> bool:
