@@ -13,7 +13,7 @@ from ..files import UserError, first_line, read_json, write_folder, write_json
 from ..lora import TARGETS, Adapters, LoRAConfig, attach
 from ..model import GPT
 from .families import Stored, family_of, place_of
-from .safetensors import read_safetensors, write_safetensors
+from .safetensors import FLOATS, read_safetensors, write_safetensors
 
 # Settings of PEFT that leave an adapter y = x W^T + scale (x A^T) B^T on the model as it is. Any
 # other that has a value, known or yet to be invented, makes it something else: it is refused.
@@ -144,10 +144,11 @@ def _match(
         R, scale = ranks.of(theirs)
         fused = 1 if place.third is None else 3  # GPT-2's q, k and v are one layer there
         expected = [(R, module.in_features), (fused * module.out_features, R)]
-        shapes = [found[name].shape if name in found else None for name in names]
+        parts = [found.get(name) for name in names]
+        shapes = [s.shape if s and s.dtype in FLOATS.values() else None for s in parts]
         if shapes != expected:
             raise UserError(f"{other}: {theirs} has {shapes!s:.60}; expected {expected}")
-        A, B = (found[name].read().float() for name in names)  # (R, in), (out, R)
+        A, B = (part.read().float() for part in parts)  # (R, in), (out, R)
         B = B * (scale / ranks.scale)  # (out, R)
         if not (is_finite(A) and is_finite(B)):
             raise UserError(f"{ranks.path}: numbers of {theirs} are not finite: it is damaged")

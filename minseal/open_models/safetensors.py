@@ -11,7 +11,12 @@ from torch import Tensor
 from ..files import UserError, Writer, first_line, need, read_json
 from .families import Stored
 
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 def read_shards(folder: Path) -> dict[str, Stored]:

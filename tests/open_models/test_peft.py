@@ -291,7 +291,8 @@ def test_patterns_find_the_layers_that_they_find_in_peft(twins, tmp_path, family
             rank_pattern={name: 2 + value % 5 for name, value in patterns.items()},
         )
         with load_adapter(tmp_path / str(i), mine)[0]:
-            torch.testing.assert_close(mine(IDS), adapted(IDS).logits, rtol=1e-5, atol=1e-5)
+            # Scales of up to 20: their rounding in float32 is so much larger. A wrong one: 10.
+            torch.testing.assert_close(mine(IDS), adapted(IDS).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ def test_a_fingerprint_of_nonsense(saved, there):
 
 
 def test_patterns_that_track_back_do_not_hang(saved):
-    """Cost in names of 8 times the length is no 2^8 fold: each match has its time, and is refused."""
+    """What is found to fit nothing is no harm; what takes too long for a name is refused."""
     model, folder = saved
     begin = time.process_time()
     for pattern in ("(.*)*(.*)*(.*)*(.*)*(.*)*(.*)*x", "((.*.*)*(.|.)*)*(.*.*.*.*.*.*.*.*)*x"):
@@ -412,12 +413,12 @@ def test_tensors_of_another_shape(saved, change_shape, only):
     refused(folder, model)
 
 
-def test_a_tensor_without_its_partner(saved):
+@pytest.mark.parametrize("ab", "AB")
+def test_a_tensor_without_its_partner(saved, ab):
     model, folder = saved
-    for ab in "AB":
-        name = f"base_model.model.model.layers.1.mlp.up_proj.lora_{ab}.weight"
-        spoil(folder, lambda tensors: {n: t for n, t in tensors.items() if n != name})
-        refused(folder, model, "up_proj")
+    name = f"base_model.model.model.layers.1.mlp.up_proj.lora_{ab}.weight"
+    spoil(folder, lambda tensors: {n: t for n, t in tensors.items() if n != name})
+    refused(folder, model, "up_proj", "None")
 
 
 def test_one_layer_of_a_great_rank_does_not_make_all_as_large(twins, tmp_path):
