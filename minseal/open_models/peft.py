@@ -35,7 +35,6 @@ OF_SOME_VALUES = {
 }
 NO_VALUE = (None, False, "", [], {})
 SECONDS = 0.1  # that a pattern may take for a name: one that tracks back could take for ever
-MOST_PATTERNS = 4096
 LARGEST = 2**24  # numbers in an adapter, whatever the size of the model
 
 
@@ -174,8 +173,12 @@ class _Ranks:
         self.tables = []  # (rank or alpha of all, [(a layer's pattern, its own), ...])
         for key, kind in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
             default, own = settings.get(key, 8), settings.get(kind) or {}  # 8 is PEFT's default
-            if not isinstance(own, dict) or len(own) > MOST_PATTERNS:
+            if not isinstance(own, dict) or len("".join(own)) > 2**16:
                 raise UserError(f"{path}: {kind} is {own!r:.60}; expected names with numbers")
+            # {60000} makes a pattern so many times as large.
+            counts = (regex.findall(r"[{,]0*([1-9]\d*)", pattern) for pattern in own)
+            if any(math.prod(int(n[:4]) for n in some) > 1000 for some in counts):
+                raise UserError(f"{path}: {kind} has a pattern that counts too far")
             for name, value in {key: default, **own}.items():
                 if not is_number(value) or key == "r" and (type(value) is not int or value < 1):
                     expected = "a whole number above 0" if key == "r" else "a number"
