@@ -24,7 +24,7 @@ class OpenTokenizer(Tokenizer):
         with one_line(f"{where} has no tokenizer that can be read"):
             data = json.loads(text)
             follow(config, data)
-            self.text, self.config = json.dumps(data), config
+            self.text = json.dumps(data)
             self.bare = drop_leading_space(data)
             self.backend = package.Tokenizer.from_str(json.dumps(data))
             self.backend.no_truncation()
@@ -44,6 +44,8 @@ class OpenTokenizer(Tokenizer):
         if eos not in [*self.specials]:
             raise UserError(f"{where}: expected an eos_token among its special tokens, got {eos!r}")
         self.eot = self.specials[eos]
+        # Of this class, transformers takes tokenizer.json as it is.
+        self.config = config | {"tokenizer_class": PLAIN_CLASS, "eos_token": eos}
         self.bos = tuple(framed[: len(framed) - len(plain)])
         if [*self.bos, *plain] != framed or not self.ends.issuperset(self.bos):
             how = "expected special tokens before a text, none after it (add_eos_token: false)"
@@ -71,11 +73,8 @@ class OpenTokenizer(Tokenizer):
         return {"file": "tokenizer.json"}
 
     def files(self) -> dict[str, Writer]:
-        config = self.config | {"tokenizer_class": PLAIN_CLASS}
-        return {
-            "tokenizer.json": write_text(self.text),
-            "tokenizer_config.json": write_text(json.dumps(config, indent=1)),
-        }
+        config = write_text(json.dumps(self.config, indent=1))
+        return {"tokenizer.json": write_text(self.text), "tokenizer_config.json": config}
 
 
 def follow(config: dict[str, Any], data: dict[str, Any]) -> None:
@@ -128,7 +127,7 @@ def named_tokens(config: dict[str, Any]) -> list[str]:
 
 def text_of(token: Any) -> Any:
     """A special token is its text, or described by a dict."""
-    return token.get("content") if isinstance(token, dict) else token
+    return token["content"] if isinstance(token, dict) and "content" in token else token
 
 
 def drop_leading_space(data: dict[str, Any]) -> tuple[str, ...] | None:
@@ -181,7 +180,7 @@ def read_tokenizer(folder: Path) -> OpenTokenizer:
         config["chat_template"] = read_text(template)
     if "added_tokens_decoder" not in config:  # else transformers does not look at these two
         added = side("added_tokens.json").items()
-        config |= side("special_tokens_map.json")
+        config |= {key: text_of(value) for key, value in side("special_tokens_map.json").items()}
         config["added_tokens_decoder"] = {id: {"content": token} for token, id in added}
     if whole.is_file():
         return OpenTokenizer(read_text(whole), config, whole)
