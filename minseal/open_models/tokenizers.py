@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Sequence
-from itertools import count, pairwise
+from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,25 +84,24 @@ def follow(config: dict[str, Any], data: dict[str, Any]) -> None:
     These are tokens, and add_prefix_space. A token that is named is special; so is one that looks
     like <think>, which Qwen3 does not call so: no text has it.
     """
-    model, vocab = data["model"], data["model"]["vocab"]
+    model, added = data["model"], data.get("added_tokens") or []
+    data["added_tokens"] = added
     if (kind := model.get("type", "BPE")) != "BPE":
         raise UserError(f"its model is {kind!r:.60}; expected BPE")
     if model.get("dropout"):
-        raise UserError(f"its model leaves out merges at random: dropout is {model['dropout']}")
-    added = data["added_tokens"] = data.get("added_tokens") or []
-    ids = vocab | {token["content"]: token["id"] for token in added}
-    known, free = {token["content"] for token in added}, count(max(ids.values(), default=-1) + 1)
+        raise UserError(
+            f"its model leaves out merges at random: dropout is {model['dropout']!r:.60}"
+        )
+    known = {token["content"]: token["id"] for token in added}
+    ids, named = model["vocab"] | known, named_tokens(config)
     declared = {int(id): token for id, token in (config.get("added_tokens_decoder") or {}).items()}
-    named = named_tokens(config)
-    for id, token in [*sorted(declared.items()), *((None, {"content": text}) for text in named)]:
+    declared |= {ids[text]: {"content": text} for text in named if text in ids}
+    for id, token in sorted(declared.items(), key=itemgetter(0)):
         text = token["content"]
-        if text not in ids:
-            ids[text] = next(free) if id is None else id
-        elif id not in (None, ids[text]):
+        if ids.setdefault(text, id) != id:
             raise UserError(f"the token {text!r:.60} has two ids, {ids[text]} and {id}")
         if text not in known:
-            known.add(text)
-            added.append(PLAIN_TOKEN | token | {"id": ids[text]})
+            added.append(PLAIN_TOKEN | token | {"id": id})
     for token in added:
         looks_so = re.fullmatch(r"<.*>", token["content"], re.DOTALL) is not None
         token["special"] = token["special"] or looks_so or token["content"] in named
@@ -117,12 +117,11 @@ def follow(config: dict[str, Any], data: dict[str, Any]) -> None:
 
 def named_tokens(config: dict[str, Any]) -> list[str]:
     """The texts of the special tokens that a tokenizer_config.json has a name for."""
-    others = [key for key in config if key.endswith("_token") and key not in NAMES]
-    named = [config.get(key) for key in [*NAMES, *others]]
+    named = [token for key, token in config.items() if key.endswith("_token")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         extra = config.get(key) or []
         named += extra.values() if isinstance(extra, dict) else extra
-    return [text for text in map(text_of, named) if isinstance(text, str) and text]
+    return [text for text in map(text_of, named) if isinstance(text, str)]
 
 
 def text_of(token: Any) -> Any:
@@ -185,18 +184,18 @@ def read_tokenizer(folder: Path) -> OpenTokenizer:
     if whole.is_file():
         return OpenTokenizer(read_text(whole), config, whole)
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
-        how = "nor vocab.json and merges.txt: save its tokenizer again with transformers"
-        raise UserError(f"{folder} has no tokenizer.json, {how}")
-    kind = str(config.get("tokenizer_class") or side("config.json").get("model_type")).lower()
-    name = next((name for name in OLD_CUTS if kind.startswith(name)), None)
+        how = "load its tokenizer with transformers and save it again"
+        raise UserError(f"{folder} has no tokenizer.json, nor vocab.json and merges.txt: {how}")
+    kind = str(config.get("tokenizer_class") or side("config.json").get("model_type"))
+    name = next((name for name in OLD_CLASSES if kind.lower().startswith(name)), None)
     if name is None or config.get("add_eos_token"):
-        how = "a tokenizer_class GPT2Tokenizer or Qwen2Tokenizer, and no add_eos_token"
-        raise UserError(f"{folder} has no tokenizer.json; without it minseal expects {how}")
+        expected = "expected a GPT2Tokenizer or Qwen2Tokenizer, and no add_eos_token"
+        raise UserError(f"{folder} has no tokenizer.json, and is a {kind!r:.60}: {expected}")
+    cut, bos = OLD_CLASSES[name]
+    bos = text_of(config.get("bos_token", bos)) if config.get("add_bos_token") else None
     vocab, lines = read_json(folder / "vocab.json"), read_text(folder / "merges.txt").splitlines()
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    config = dict.fromkeys(DEFAULT_ENDS[name], END) | config
-    bos = text_of(config.get("bos_token")) if config.get("add_bos_token") else None
-    return byte_level_bpe(vocab, merges, OLD_CUTS[name], bos, config, folder / "vocab.json")
+    return byte_level_bpe(vocab, merges, cut, bos, {"unk_token": END} | config, folder)
 
 
 def tokenizer_of_gguf(fields: dict[str, Any], where: object) -> OpenTokenizer:
@@ -213,18 +212,19 @@ def tokenizer_of_gguf(fields: dict[str, Any], where: object) -> OpenTokenizer:
         tokens, merges = about["tokens"], [pair.split(" ") for pair in about["merges"]]
         kinds, at = dict(zip(tokens, about["token_type"], strict=True)), dict(enumerate(tokens))
         ids = {token: id for id, token in enumerate(tokens) if kinds[token] != UNUSED}
-        turn_ends = [at[about[key]] for key in ("eot_token_id", "eom_token_id") if key in about]
         added = {
-            id: {"content": token, "special": kinds[token] == CONTROL or token in turn_ends}
+            id: {"content": token, "special": kinds[token] == CONTROL}
             for token, id in ids.items()
-            if kinds[token] in (CONTROL, USER_DEFINED) or token in turn_ends
+            if kinds[token] in (CONTROL, USER_DEFINED)
         }
+        names = ["eos", *(name for name in ("bos", "eot", "eom") if f"{name}_token_id" in about)]
+        config = {f"{name}_token": at[about[f"{name}_token_id"]] for name in names}
         adds_bos = about.get("add_bos_token", cut == "llama-bpe")  # llama.cpp's own default
-        bos, eos = at[about["bos_token_id"]] if adds_bos else None, at[about["eos_token_id"]]
-        if eos not in [token["content"] for token in added.values()]:
-            raise UserError(f"its eos_token {eos!r:.60} is none of its special tokens")
-    config = {"eos_token": eos, "bos_token": bos, "added_tokens_decoder": added}
-    config["chat_template"] = fields.get("tokenizer.chat_template")
+        bos = config["bos_token"] if adds_bos else None
+    config |= {
+        "chat_template": fields.get("tokenizer.chat_template"),
+        "added_tokens_decoder": added,
+    }
     return byte_level_bpe(ids, merges, GGUF_CUTS[cut], bos, config, where)
 
 
@@ -325,11 +325,9 @@ GGUF_CUTS = {
     "llama-bpe": Cut(LLAMA3_PATTERN, whole=True),
     "qwen2": Cut(QWEN_PATTERN, compose=True),
 }
-# Without tokenizer.json the class of the tokenizer, or of the model, tells.
-OLD_CUTS = {"gpt2": Cut(GPT2_PATTERN), "qwen": Cut(QWEN_PATTERN, compose=True)}
-DEFAULT_ENDS = {"gpt2": ("bos_token", "eos_token", "unk_token"), "qwen": ("eos_token", "unk_token")}
+# Without tokenizer.json the class of the tokenizer, or of the model, tells the cut; their bos.
+OLD_CLASSES = {"gpt2": (GGUF_CUTS["gpt-2"], END), "qwen": (GGUF_CUTS["qwen2"], None)}
 PLAIN_CLASS = "PreTrainedTokenizerFast"
-NAMES = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 PLAIN_TOKEN = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
 PLAIN_TOKEN["normalized"] = True
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # GGUF's types of tokens that no text has
