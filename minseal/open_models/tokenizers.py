@@ -180,7 +180,7 @@ def read_tokenizer(folder: Path) -> OpenTokenizer:
     if "added_tokens_decoder" not in config:  # else transformers does not look at these two
         added = side("added_tokens.json").items()
         config |= {key: text_of(value) for key, value in side("special_tokens_map.json").items()}
-        config["added_tokens_decoder"] = {id: {"content": token} for token, id in added}
+        config["added_tokens_decoder"] = {f"{id}": {"content": token} for token, id in added}
     if whole.is_file():
         return OpenTokenizer(read_text(whole), config, whole)
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
