@@ -3,7 +3,6 @@
 import itertools
 import json
 import time
-import time
 from collections import Counter
 
 import numpy as np
@@ -151,11 +150,6 @@ DAMAGES = {
     "a rank that is no number": lambda text: text.replace(" 12\n", " twelve\n"),
     "three columns": lambda text: text.replace(" 12\n", " 12 12\n"),
     "a rank twice": lambda text: text.replace(" 12\n", " 13\n"),
-    "a token twice": lambda text: text + "QQ== 9999\n",
-    "letters that base64 has not": lambda text: text.replace("QQ==", "Q!Q=="),
-    "a rank beyond tiktoken's": lambda text: text.replace(" 12\n", f" {2**40}\n"),
-    "a rank below 0": lambda text: text.replace(" 12\n", " -12\n"),
-    "a rank of 5,000 digits": lambda text: text.replace(" 12\n", f" {'9' * 5000}\n"),
     "a token twice": lambda text: text + "QQ== 9999\n",
     "letters that base64 has not": lambda text: text.replace("QQ==", "Q!Q=="),
     "a rank beyond tiktoken's": lambda text: text.replace(" 12\n", f" {2**40}\n"),
