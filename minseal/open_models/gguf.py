@@ -18,7 +18,7 @@ from ..model import GPTConfig, rope_frequencies
 from .families import FAMILIES, GGUF_KEYS, GGUF_NAMES, Place, Source, Stored, place_of
 from .tokenizers import tokenizer_of_gguf
 
-MOST_PARTS = 2**17  # values in a header, an array counted as one; the largest Llama has 10,000
+MOST_PARTS = 2**15  # values in a header, an array counted as one; the largest Llama has 10,000
 GPT2_NAMES = GGUF_NAMES | {f".attn.{part}": f".attn_qkv[{i}]" for i, part in enumerate("qkv")}
 
 
