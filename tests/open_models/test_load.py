@@ -146,13 +146,13 @@ ROPE = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embe
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
-        ({"rope_theta": 10**400}, "rope_theta"),
-        ({"rope_parameters": {"rope_theta": 1e-300}}, "not finite"),
+        ({"rope_parameters": {"rope_theta": 10**400}}, "rope_theta"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 1e-320, **ROPE}}, "not finite"),
         ({"rope_parameters": {"rope_theta": 0}}, "rope_theta"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
         ({"hidden_size": [32]}, "hidden_size"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_configuration_of_nonsense(folder, values, reason):
     change(folder / "config.json", **values)
@@ -252,7 +252,7 @@ MASK = torch.ones(1, 1, 6, 6).tril()
         ("llama", "model.rotary_emb.inv_freq", FREQUENCIES.half(), torch.ones(5)),
         ("qwen3", "model.rotary_emb.inv_freq", FREQUENCIES, FREQUENCIES * float("nan")),
     ],
-    ids=str,
+    ids="mask window bias masked_bias layer half qwen3".split(),
 )
 def test_what_is_made_of_the_settings_is_left_out_only_as_it_is_made(
     tmp_path, kind, name, made, other
@@ -310,7 +310,7 @@ def test_numbers_too_large_for_the_dtype_that_was_asked_for(folder):
 
 @pytest.mark.parametrize("where", ["root", "rope_scaling", "both", "neither"])
 def test_the_original_length_is_found_where_transformers_finds_it(folder, where):
-    """llama3's rope scaling: beside rope_scaling, where it counts; or in it; or the longest text."""
+    """llama3's rope scaling: beside rope_scaling (it counts), in it, or the longest text."""
     key, rope = "original_max_position_embeddings", {"rope_type": "llama3", "factor": 8.0}
     rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope |= {key: 64 if where == "both" else 32} if where in ("rope_scaling", "both") else {}
@@ -435,11 +435,9 @@ def test_malformed_safetensors(folder, damage):
 
 
 @pytest.mark.parametrize(
-    "shape", [[1] * 400_000, [0] + [2] * 400_000, [0, 2**63 - 1], [0, 2**64 - 1]]
+    "shape", [[1] * 400_000, [0] + [2] * 400_000, [0, 2**64 - 1]], ids=lambda shape: str(shape)[:9]
 )
-@pytest.mark.parametrize(
-    "name", ["model.norm.weight", "lm_head.weight", "model.rotary_emb.inv_freq", "another"]
-)
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.rotary_emb.inv_freq", "another"])
 def test_shapes_beyond_all_measure_are_refused_at_once(folder, name, shape):
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     rest = {k: t for k, t in tensors.items() if k != name}
@@ -459,11 +457,11 @@ def test_shapes_beyond_all_measure_are_refused_at_once(folder, name, shape):
 
 def test_more_tensors_than_any_model_has(folder):
     one = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    text = json.dumps({f"model.layers.{i}.a": one for i in range(100_000)}).encode()
+    text = json.dumps({f"model.layers.{i}.a": one for i in range(40_000)}).encode()
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
-    change(folder / "config.json", num_hidden_layers=100_000)
+    change(folder / "config.json", num_hidden_layers=40_000)
     begin = time.process_time()
-    assert "100000 tensors" in refused(folder)
+    assert "40000 tensors" in refused(folder)
     assert time.process_time() - begin < 2
 
 
