@@ -34,10 +34,10 @@ def need(package: str, extra: str, what: object = "this") -> ModuleType:
         raise UserError(f"{what} needs the package {name}: {how}") from None
 
 
-def read_text(path: str | Path) -> str:
-    """A file of UTF-8 text, whole."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")  # Windows likes to put a mark in front
+def read_text(path: str | Path, errors: str = "strict") -> str:
+    """A file of UTF-8 text, whole. errors: as in open()."""
+    try:  # Windows likes to put a mark in front
+        return Path(path).read_text(encoding="utf-8-sig", errors=errors)
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except IsADirectoryError:
