@@ -110,7 +110,7 @@ def _make_reader(gguf: ModuleType) -> type:
 def _dequantise(path: Path, t: Any, shape: tuple[int, ...]) -> Tensor:
     try:
         numbers = need("gguf", "weights").dequantize(t.data, t.tensor_type)
-    except NotImplementedError as e:
+    except (NotImplementedError, ValueError) as e:  # its type, or a shape of nothing
         raise UserError(f"{path}: cannot read {t.name!r}: {first_line(e)}") from None
     return torch.from_numpy(np.asarray(numbers, dtype=np.float32)).view(shape)
 

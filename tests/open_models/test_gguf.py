@@ -229,6 +229,7 @@ def test_every_truncation(tmp_path):
 @given(st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=4))
 @example([(23, 255)])  # 2^64 fields
 @example([(15, 255)])  # 2^64 tensors
+@example([(325, 0)])  # a dimension of 0
 def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, flips):
     path = tmp_path / "a.gguf"
     write_small(path, x=(ONES, Q.F32), y=(ONES, Q.Q8_0))
