@@ -9,7 +9,7 @@ import pytest
 from minseal import InvalidSelfEdit, UserError
 from minseal.commands.documents import read_document, read_notes, split_document
 from minseal.files import parse_json
-from minseal.tasks import arc, fewshot, knowledge, people
+from minseal.tasks import arc, fewshot, grading, knowledge, people
 from minseal.tasks.passages import Passage, read_passages, read_questions
 from minseal.terminal import printable
 from minseal.tokenizer import Tokenizer, train_ranks
@@ -83,9 +83,9 @@ def in_file(read):
 
 
 PARSERS = {
-    "normalise": lambda text, path: knowledge.normalise(text),
-    "score": lambda text, path: knowledge.score(text, "in 1811", "contains"),
-    "score, long both": lambda text, path: knowledge.score(text, text[:-1] + "y", "f1"),
+    "normalise": lambda text, path: grading.normalise(text),
+    "score": lambda text, path: grading.score(text, "in 1811", "contains"),
+    "score, long both": lambda text, path: grading.score(text, text[:-1] + "y", "f1"),
     "find_question": lambda text, path: knowledge.find_question(text),
     "split_questions": lambda text, path: knowledge.split_questions(text),
     "split_directives": lambda text, path: knowledge.split_directives(text),
