@@ -177,7 +177,8 @@ def notes_as_text(sections: list[Passage], notes: Notes) -> str:
     """The notes as a file to read and edit; read_notes() reads it."""
     parts = []
     for i, section in enumerate(sections, 1):
-        lines = [line_of(note) for note in notes.get(i, [])]
+        lines = map(line_of, notes.get(i, []))  # one that looks like a heading stands further in
+        lines = [f" {line}" if line.startswith("## Section") else line for line in lines]
         parts.append("\n".join([f"## Section {i}: {section.title}\n", *lines]) + "\n")
     return "\n".join(parts)
 

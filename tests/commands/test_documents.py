@@ -260,7 +260,10 @@ def test_the_file_s_name_is_the_title_above_the_first_heading():
 def test_notes_come_back_as_they_were_written(tmp_path):
     task = Knowledge(TOKENIZER, topic=False)
     sections = split("rivers.md", TEXT)
-    notes = {1: [Note("One note."), Question("What?", "This")], 3: [Note("Third.")]}
+    notes = {
+        1: [Note("One note."), Question("What?", "This")],
+        3: [Note("Third."), Note("## Section 1: x")],
+    }
     path = tmp_path / "notes.md"
     path.write_text(notes_as_text(sections, notes))
     back = read_notes(task, str(path))
