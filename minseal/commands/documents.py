@@ -99,11 +99,10 @@ def split_markdown(title: str, text: str) -> list[tuple[str, str]]:
     """
     parser = need("markdown_it", "weights", "learning Markdown").MarkdownIt("commonmark")
     front = FRONT.match(text)
-    keys = [(key[1], key[2]) for key in KEY.finditer(front[2])] if front else []
+    keys = list(KEY.finditer(front[2])) if front else []
     if keys:
-        title = next(
-            (value.strip(" \t'\"") for is_title, value in keys if is_title and value), title
-        )
+        titles = [key[2].strip(" \t'\"") for key in keys if key[1] and key[2]]
+        title = [*titles, title][0]
         text = text[front.end() :]
     lines = list(map(str.rstrip, text.split("\n")))
     env, blocks, done = {}, [], 0
@@ -152,11 +151,13 @@ def cut_text(
     joint = cuts[0][1] if cuts else ""
     parts, ends = [], [0]  # and how many tokens they have up to the end of each, about
     for whole in re.split(cuts[0][0], text) if cuts else (text[:half], text[half:]):
-        size = len(tokenizer.encode(joint + whole))
+        size = len(tokenizer.encode(whole))
         known = whole.strip() and size <= most
         for part in [whole] if known else cut_text(tokenizer, whole, most, cuts[1:]):
             parts.append(part)
-            ends.append(ends[-1] + (size if known else len(tokenizer.encode(joint + part))))
+            if not known or joint == " ":  # a space belongs to the word behind it
+                size = len(tokenizer.encode(joint + part))
+            ends.append(ends[-1] + size + joint.count("\n"))
 
     def fit(start: int, end: int) -> bool:
         return len(tokenizer.encode(joint.join(parts[start:end]))) <= most

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from minseal import Knowledge, Tokenizer, UserError
 from minseal.commands.documents import (
+    cut_text,
     keep_older,
     notes_as_text,
     read_document,
@@ -270,6 +271,16 @@ def test_notes_come_back_as_they_were_written(tmp_path):
     assert {number: some for number, some in back.items() if some} == notes
     assert list(back) == list(range(1, len(sections) + 1))
     assert "## Section 1: Rivers\n\nOne note.\nQuestion: What? Answer: This\n" in path.read_text()
+
+
+def test_no_piece_is_too_long_where_a_space_makes_a_word_shorter():
+    """' aaaaaaaa' is one token here, 'aaaaaaaa' is eight."""
+    ranks = {bytes([b]): b for b in range(256)}
+    for n in range(1, 9):
+        ranks[b" " + b"a" * n] = 255 + n
+    tokenizer = Tokenizer(ranks)
+    pieces = cut_text(tokenizer, "aaaaaaaa " * 9 + "b " * 9, 6)
+    assert max(len(tokenizer.encode(piece)) for piece in pieces) <= 6
 
 
 def test_special_tokens_in_a_document_are_text():
