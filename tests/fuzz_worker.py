@@ -1,0 +1,286 @@
+"""Reads damaged inputs one after another, and writes down what should not have happened.
+
+As a program, in a process of its own (test_fuzz.py starts it), since what is looked for may end it:
+
+    python tests/fuzz_worker.py part FOLDER SEED MINUTES PART PARTS SLICE NUMBER
+    python tests/fuzz_worker.py again SEED NAME NUMBER      one input again, with its traceback
+"""
+
+import contextlib
+import json
+import mmap
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+MEMORY = 2**30  # bytes that one may add to the most that the process held
+PARSED, READ = 100_000, 10_000  # inputs of all parsers, files of all readers: in one minute
+ROUNDS = 10  # each goes through all targets: so one that ends early has met all of them
+
+
+class TooLong(BaseException):
+    """No Exception: what is looked for may catch those."""
+
+
+@dataclass
+class Finding:
+    """An input that did what none should."""
+
+    target: str
+    number: int
+    what: str  # the error, 'longer than 2 s', ...
+    place: str  # where in minseal
+    size: int
+    shown: str  # the input, or its beginning
+    times: int = 1
+
+    def key(self) -> tuple[str, str, str]:
+        """Findings with the same one are the same fault; their texts may differ."""
+        return self.target.split(",")[0], self.what.split(":")[0], self.place
+
+
+@dataclass
+class Tally:
+    """What happened to the inputs of one target."""
+
+    inputs: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    slowest_number: int = 0
+
+
+@dataclass
+class Campaign:
+    """Goes through inputs. found: called with each new Finding, and with each that is smaller."""
+
+    seed: int
+    found: Callable[[Finding], Any]
+    before: Callable[[str, int], Any] = lambda name, number: None
+    smallest: dict[tuple, Finding] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    late: bool = False
+
+    def __post_init__(self) -> None:
+        signal.signal(signal.SIGPROF, self._too_long)
+        self.peak = most_memory()
+
+    def _too_long(self, *_: Any) -> None:
+        self.late = True  # for those that catch everything
+        raise TooLong
+
+    def warm(self, target: Any) -> None:
+        """Read the first example, unmeasured: other packages are imported, tables are made."""
+        if target.path:
+            target.put(target.examples[0])
+        with contextlib.suppress(*ALLOWED):
+            target.read() if target.path else target.read(target.examples[0])
+        self.peak = most_memory()
+
+    def go(self, target: Any, first: int, last: int) -> None:
+        """The target's inputs from `first` up to `last`, without it."""
+        tally = self.tallies.setdefault(target.name, Tally())
+        for number in range(first, last):
+            self.before(target.name, number)
+            data = target.input(self.seed, number)
+            if target.path:
+                target.put(data)
+            start = time.process_time()
+            what, place = self.read(target, data)
+            seconds = time.process_time() - start
+            tally.inputs, tally.seconds = tally.inputs + 1, tally.seconds + seconds
+            if seconds > tally.slowest:
+                tally.slowest, tally.slowest_number = seconds, number
+            if what == "refused":
+                tally.refused += 1
+            elif what:
+                self.note(Finding(target.name, number, what, place, len(data), repr(data[:300])))
+        if target.path:
+            target.put(target.examples[0])
+
+    def read(self, target: Any, data: Any) -> tuple[str, str]:
+        """('' or 'refused' or what is wrong, where)"""
+        self.late, place = False, ""
+        signal.setitimer(signal.ITIMER_PROF, target.seconds)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 4 * target.seconds)  # nobody handles it: the process ends
+        try:
+            target.read() if target.path else target.read(data)
+            what = ""
+        except ALLOWED as e:
+            text, what = str(e), "refused"
+            if len(text.splitlines()) != 1 or len(text) > 5000:
+                what, place = f"more than a line: {text!r:.300}", place_of(e)
+        except BaseException as e:  # panics of Rust are no Exceptions
+            if isinstance(e, KeyboardInterrupt):
+                raise
+            what, place = f"{type(e).__name__}: {e!s:.200}", place_of(e)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        if self.late:
+            what = f"longer than {target.seconds:g} s"
+        grown = most_memory() - self.peak
+        if grown > MEMORY:
+            self.peak += grown
+            what = f"took memory: {grown / 1e9:.1f} GB"
+        return what, place
+
+    def note(self, finding: Finding) -> None:
+        old = self.smallest.setdefault(finding.key(), finding)
+        if old is not finding:
+            finding.times = old.times + 1
+            if finding.size >= old.size:
+                old.times += 1
+                return
+            self.smallest[finding.key()] = finding
+        self.found(finding)
+
+
+def most_memory() -> int:
+    """The most bytes that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if MAC else 1024)
+
+
+def place_of(error: BaseException) -> str:
+    """'lab/table.py:25 summarise', the last place in minseal that the error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        path = Path(frame.filename)
+        if "minseal" in path.parts and "tests" not in path.parts:
+            inside = path.parts[len(path.parts) - path.parts[::-1].index("minseal") :]
+            return f"{'/'.join(inside)}:{frame.lineno} {frame.name}"
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
+def plan(targets: Any, minutes: float) -> list[tuple[Any, int, int]]:
+    """[(target, first number, number after the last), ...] for so many minutes, round by round."""
+    out = []
+    for some, in_all in ((targets.parsers, PARSED), (targets.readers, READ)):
+        whole = sum(target.share for target in some)
+        for target in some:
+            n = max(ROUNDS, round(minutes * in_all * target.share / whole))
+            cuts = [n * r // ROUNDS for r in range(ROUNDS + 1)]
+            out += [(r, target, *cut) for r, cut in enumerate(zip(cuts, cuts[1:]))]
+    return [(target, *cut) for _, target, *cut in sorted(out, key=lambda s: s[0])]
+
+
+MAC = sys.platform == "darwin"
+ALLOWED: tuple = ()  # filled by open_targets(): minseal is imported late, and once
+
+
+def open_targets(folder: Path) -> Any:
+    """All targets, their files in a new folder."""
+    global ALLOWED
+    import torch
+    from fuzz_targets import all_targets
+
+    from minseal import UserError
+    from minseal.selfedit import InvalidSelfEdit
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    ALLOWED = (UserError, InvalidSelfEdit)
+    return all_targets(folder)
+
+
+def in_memory() -> str | None:
+    """A folder that lies in memory, where there is one."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def limit_memory(more: int = 6 * MEMORY) -> None:
+    """No process may take all that the machine has: so much more than now, where Linux can say."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        now = int(status.read_text().split("VmData:")[1].split()[0]) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (now + more, now + more))
+
+
+def part(folder: str, seed: int, minutes: float, mine: int, parts: int, at: int, number: int):
+    """A part of the plan, from its slice `at` on, there from `number` on; log.jsonl tells of it."""
+    log = open(Path(folder) / "log.jsonl", "a", encoding="utf-8")
+    with open(Path(folder) / "now", "w+b") as f:
+        f.write(bytes(4096))
+        f.flush()
+        now = mmap.mmap(f.fileno(), 4096)
+
+    def write(**line: Any) -> None:
+        log.write(json.dumps(line) + "\n")
+        log.flush()
+
+    with tempfile.TemporaryDirectory(dir=in_memory(), prefix="minseal-fuzz-") as place:
+        targets = open_targets(Path(place) / "files")
+        slices = plan(targets, minutes)[mine::parts]
+
+        def before(name: str, number: int) -> None:
+            text = f"{at}\t{name}\t{number}\n".encode()
+            now[: len(text)] = text
+
+        def found(finding: Finding) -> None:
+            write(finding=asdict(finding))
+            if finding.what.startswith("took memory"):  # it cannot be measured twice
+                sys.exit(3)
+
+        campaign = Campaign(seed, found, before)
+        for target in {id(target): target for target, *_ in slices}.values():
+            campaign.warm(target)
+        limit_memory()
+        while at < len(slices) and time.process_time() < minutes * 60:
+            target, first, last = slices[at]
+            campaign.tallies = {}
+            campaign.go(target, max(first, number), last)
+            tallies = {name: asdict(tally) for name, tally in campaign.tallies.items()}
+            write(done=at, of=len(slices), tallies=tallies, peak=most_memory())
+            at, number = at + 1, 0
+    write(end=True, seconds=time.process_time())
+
+
+def again(seed: int, name: str, number: int) -> None:
+    """One input, shown, and read with all that comes of it."""
+    with tempfile.TemporaryDirectory(dir=in_memory()) as place:
+        targets = open_targets(Path(place) / "files")
+        (target,) = (t for t in targets.parsers + targets.readers if t.name == name)
+        data = target.input(seed, number)
+        print(f"{data!r:.5000}\n", flush=True)
+        if target.path:
+            target.put(data)
+            print(target.path)
+        target.read() if target.path else target.read(data)
+
+
+def merged(lines: Iterator[dict]) -> tuple[dict[tuple, Finding], dict[str, Tally], int]:
+    """(findings, tallies by target, the most memory) of all lines of logs."""
+    findings: dict[tuple, Finding] = {}
+    tallies: dict[str, Tally] = {}
+    peak = 0
+    for line in lines:
+        if "finding" in line:
+            new = Finding(**line["finding"])
+            old = findings.get(new.key())
+            if old is None or new.size < old.size:
+                findings[new.key()] = new
+        for name, values in line.get("tallies", {}).items():
+            tally, new = tallies.setdefault(name, Tally()), Tally(**values)
+            if new.slowest > tally.slowest:
+                tally.slowest, tally.slowest_number = new.slowest, new.slowest_number
+            tally.inputs, tally.refused = tally.inputs + new.inputs, tally.refused + new.refused
+            tally.seconds += new.seconds
+        peak = max(peak, line.get("peak", 0))
+    return findings, tallies, peak
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "part":
+        numbers = [float(x) if "." in x else int(x) for x in sys.argv[3:]]
+        part(sys.argv[2], *numbers)
+    else:
+        again(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

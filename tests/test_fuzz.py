@@ -1,0 +1,107 @@
+"""Whatever is read: a value, or UserError or InvalidSelfEdit in one line; nothing else, and soon.
+
+    pytest -m fuzz                            10 minutes: a million texts, 100,000 files
+    MINSEAL_FUZZ_MINUTES=60 MINSEAL_FUZZ_SEED=7 pytest -m fuzz
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import fuzz_worker
+import pytest
+from fuzz_worker import Campaign, Finding, merged
+
+WORKER = Path(__file__).parent / "fuzz_worker.py"
+SEED = int(os.environ.get("MINSEAL_FUZZ_SEED", "0"))
+MINUTES = float(os.environ.get("MINSEAL_FUZZ_MINUTES", "10"))
+
+
+def told(findings):
+    """What a failure says: each fault with its smallest input, and how to see it again."""
+    rows = []
+    for f in sorted(findings, key=lambda f: (f.place, f.target)):
+        rows.append(f"{f.place or '?'}  {f.what}\n    {f.target}, {f.size} long: {f.shown}")
+        rows.append(f"    python {WORKER} again {SEED} {f.target!r} {f.number}")
+    return f"{len(findings)} faults\n" + "\n".join(rows)
+
+
+def tail_of(path):
+    return path.read_text(errors="replace")[-600:] if path.exists() else ""
+
+
+class Part:
+    """A worker, started again after the input that ended it."""
+
+    def __init__(self, folder, mine, parts):
+        folder.mkdir()
+        self.folder, self.mine, self.parts = folder, mine, parts
+        self.crashes = []
+        self.start(0, 0)
+
+    def start(self, at, number):
+        numbers = map(str, (SEED, MINUTES, self.mine, self.parts, at, number))
+        path = os.pathsep.join([str(WORKER.parents[1]), str(WORKER.parent)])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, WORKER, "part", self.folder, *numbers]
+        with open(self.folder / "stderr", "w") as stderr:
+            self.process = subprocess.Popen(command, stderr=stderr, env=environment)
+
+    def lines(self):
+        path = self.folder / "log.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait(self):
+        while (code := self.process.wait()) != 0:
+            now = (self.folder / "now").read_bytes().split(b"\n")[0].decode().split("\t")
+            assert len(now) == 3, f"no input was read: {tail_of(self.folder / 'stderr')}"
+            at, name, number = int(now[0]), now[1], int(now[2])
+            if code != 3:  # 3: it told of it itself
+                late = code == -signal.SIGVTALRM
+                why = "never came back" if late else f"ended the process: exit code {code}"
+                shown = tail_of(self.folder / "stderr")
+                self.crashes.append(Finding(name, number, why, "", 0, shown))
+            self.start(at, number + 1)
+
+
+@pytest.mark.fuzz
+def test_a_million_texts_and_100_000_files(tmp_path, capsys):
+    n = min(4, os.cpu_count() or 1)
+    parts = [Part(tmp_path / f"part-{i}", i, n) for i in range(n)]
+    try:
+        for part in parts:
+            part.wait()
+    finally:
+        for part in parts:
+            part.process.kill()
+    findings, tallies, peak = merged(line for part in parts for line in part.lines())
+    rows = [f"{'':50} inputs  refused  ms each  slowest s (its number)"]
+    for name, t in tallies.items():
+        each = t.seconds / max(t.inputs, 1) * 1000
+        row = f"{name[:50]:50} {t.inputs:6} {t.refused / max(t.inputs, 1):7.0%} {each:9.2f}"
+        rows.append(f"{row} {t.slowest:8.2f} ({t.slowest_number})")
+    in_all = sum(t.inputs for t in tallies.values())
+    rows.append(f"seed {SEED}: {in_all} inputs; the most memory that a process held: {peak / 1e9:.2f} GB")
+    with capsys.disabled():
+        print("\n" + "\n".join(rows))
+    every = [*findings.values(), *(crash for part in parts for crash in part.crashes)]
+    assert not every, told(every)
+
+
+def test_a_few_thousand_texts_and_files(tmp_path):
+    """The same targets, seconds of it."""
+    found = []
+    old = [signal.getsignal(signal.SIGPROF)]
+    targets = fuzz_worker.open_targets(tmp_path / "files")
+    campaign = Campaign(0, found.append)
+    try:
+        for target in [t for t in targets.parsers + targets.readers if t.share >= 0.1]:
+            campaign.warm(target)
+            n = 40 if target.path is None else 2
+            campaign.go(target, 0, len(target.examples) + n)
+    finally:
+        signal.signal(signal.SIGPROF, old[0])
+    assert not found, told(campaign.smallest.values())
