@@ -181,7 +181,7 @@ def mutate_json(rng, text, words):
         text = json.dumps(box[0], ensure_ascii=rng.random() < 0.5)
     except (ValueError, RecursionError):  # it stands in itself
         return text[: int(rng.random() * len(text))]
-    return re.sub(r'"@@(\d+)@@"', lambda found: ODD_JSON[int(found[1])], text)
+    return re.sub(r'"@@(\d+)@@"', lambda found: ODD_JSON[int(found[1]) % len(ODD_JSON)], text)
 
 
 def mutate_jsonl(rng, text, words):
