@@ -823,7 +823,7 @@ def run_readers(folder: Path) -> list[Target]:
             kinds["policy"] = partial(restore_policy, model, str(place))
         else:
             settings = ShowConfig(run=str(place), color="no")
-            kinds["show"] = partial(show, settings, PUZZLES[0].id, lambda text: None)
+            kinds["show"] = partial(show, settings, PUZZLES[0].id, lambda *said, **how: None)
         shares = {"report": 1.0, "report with pictures": 0.01, "going on": 1, "policy": 1, "show": 1}
         log = place / "events.jsonl"
         rows = [json.loads(line) for line in log.read_text().splitlines()]
