@@ -1,7 +1,7 @@
 """Whatever is read: a value, or UserError or InvalidSelfEdit in one line; nothing else, and soon.
 
-    pytest -m fuzz                            10 minutes: a million texts, 100,000 files
-    MINSEAL_FUZZ_MINUTES=60 MINSEAL_FUZZ_SEED=7 pytest -m fuzz
+pytest -m fuzz                            10 minutes: a million texts, 100,000 files
+MINSEAL_FUZZ_MINUTES=60 MINSEAL_FUZZ_SEED=7 pytest -m fuzz
 """
 
 import json
@@ -11,11 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fuzz_worker
 import pytest
-from fuzz_worker import Campaign, Finding, merged
+from fuzzing.worker import Campaign, Finding, merged, open_targets
 
-WORKER = Path(__file__).parent / "fuzz_worker.py"
+WORKER = Path(__file__).parent / "fuzzing" / "worker.py"
 SEED = int(os.environ.get("MINSEAL_FUZZ_SEED", "0"))
 MINUTES = float(os.environ.get("MINSEAL_FUZZ_MINUTES", "10"))
 
@@ -45,7 +44,7 @@ class Part:
     def start(self, at, number):
         spent = max((line.get("seconds", 0) for line in self.lines()), default=0)
         numbers = map(str, (SEED, MINUTES, self.mine, self.parts, at, number, spent))
-        path = os.pathsep.join([str(WORKER.parents[1]), str(WORKER.parent)])
+        path = os.pathsep.join(map(str, WORKER.parents[1:3]))
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, WORKER, "part", self.folder, *numbers]
         with open(self.folder / "stderr", "w") as stderr:
@@ -86,7 +85,9 @@ def test_a_million_texts_and_100_000_files(tmp_path, capsys):
         row = f"{name[:50]:50} {t.inputs:6} {t.refused / max(t.inputs, 1):7.0%} {each:9.2f}"
         rows.append(f"{row} {t.slowest:8.2f} ({t.slowest_number})")
     in_all = sum(t.inputs for t in tallies.values())
-    rows.append(f"seed {SEED}: {in_all} inputs; the most memory that a process held: {peak / 1e9:.2f} GB")
+    rows.append(
+        f"seed {SEED}: {in_all} inputs; the most memory that a process held: {peak / 1e9:.2f} GB"
+    )
     with capsys.disabled():
         print("\n" + "\n".join(rows))
     every = [*findings.values(), *(crash for part in parts for crash in part.crashes)]
@@ -97,10 +98,10 @@ def test_a_few_thousand_texts_and_files(tmp_path):
     """The same targets, seconds of it."""
     found = []
     old = [signal.getsignal(signal.SIGPROF)]
-    targets = fuzz_worker.open_targets(tmp_path / "files")
+    targets = open_targets(tmp_path / "files")
     campaign = Campaign(0, found.append)
     try:
-        for target in [t for t in targets.parsers + targets.readers if t.share >= 0.1]:
+        for target in [t for t in targets.parsers + targets.readers if t.seconds < 3]:
             campaign.warm(target)
             n = 40 if target.path is None else 2
             campaign.go(target, 0, len(target.examples) + n)

@@ -2,8 +2,8 @@
 
 As a program, in a process of its own (test_fuzz.py starts it), since what is looked for may end it:
 
-    python tests/fuzz_worker.py part FOLDER SEED MINUTES PART PARTS SLICE NUMBER SPENT
-    python tests/fuzz_worker.py again SEED NAME NUMBER      one input again, with its traceback
+    python tests/fuzzing/worker.py part FOLDER SEED MINUTES PART PARTS SLICE NUMBER SPENT
+    python tests/fuzzing/worker.py again SEED NAME NUMBER      one input again, with its traceback
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 MEMORY = 2**30  # bytes that one may add to the most that the process held
@@ -117,14 +118,16 @@ class Campaign:
         """('' or 'refused' or what is wrong, where)"""
         self.late, place = False, ""
         signal.setitimer(signal.ITIMER_PROF, target.seconds)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 4 * target.seconds)  # nobody handles it: the process ends
+        signal.setitimer(
+            signal.ITIMER_VIRTUAL, 4 * target.seconds
+        )  # nobody handles it: the process ends
         try:
             target.read() if target.path else target.read(data)
             what = ""
         except ALLOWED as e:
             text, what = str(e), "refused"
-            if len(text.splitlines()) != 1 or len(text) > 5000:
-                what, place = f"more than a line: {text!r:.300}", place_of(e)
+            if len(text) > 2000:  # line breaks in it are spelt out as it is printed
+                what, place = f"{len(text)} letters are no line: {text!r:.300}", place_of(e)
         except BaseException as e:  # panics of Rust are no Exceptions
             if isinstance(e, KeyboardInterrupt):
                 raise
@@ -190,7 +193,7 @@ def open_targets(folder: Path) -> Any:
     """All targets, their files in a new folder."""
     global ALLOWED
     import torch
-    from fuzz_targets import all_targets
+    from fuzzing import files, runs, texts
 
     from minseal import UserError
     from minseal.selfedit import InvalidSelfEdit
@@ -198,7 +201,11 @@ def open_targets(folder: Path) -> Any:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     ALLOWED = (UserError, InvalidSelfEdit)
-    return all_targets(folder)
+    readers = []
+    for part in (*files.PARTS, runs.run_readers):
+        (folder / part.__name__).mkdir(parents=True)
+        readers += part(folder / part.__name__)
+    return SimpleNamespace(parsers=texts.parsers(), readers=readers)
 
 
 def in_memory() -> str | None:
