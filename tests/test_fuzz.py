@@ -12,8 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from fuzzing import worker
+from fuzzing.targets import Target
 from fuzzing.worker import Campaign, Finding, merged, open_targets
 
+from minseal import UserError
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="no limits on time and memory there")
 WORKER = Path(__file__).parent / "fuzzing" / "worker.py"
 SEED = int(os.environ.get("MINSEAL_FUZZ_SEED", "0"))
 MINUTES = float(os.environ.get("MINSEAL_FUZZ_MINUTES", "10"))
@@ -108,3 +113,40 @@ def test_a_few_thousand_texts_and_files(tmp_path):
     finally:
         signal.signal(signal.SIGPROF, old[0])
     assert not found, told(campaign.smallest.values())
+
+
+PLANTED = {
+    "KeyError: 'a'": lambda text: {}[text],
+    "SystemExit: 5": lambda text: sys.exit(5),
+    "longer than 0.1 s": lambda text: all(iter(lambda: True, False)),
+    "longer than 0.1 s, and caught": lambda text: stubborn(),
+    "took memory": lambda text: len(b"x" * 2**27),
+    "letters are no line": lambda text: refuse("x" * 3000),
+    "steer a terminal: '\\u202e'": lambda text: print(text, "\u202e"),
+    "": lambda text: refuse(text),
+}
+
+
+def refuse(text):
+    raise UserError(text)
+
+
+def stubborn():
+    try:
+        while True:
+            pass
+    except BaseException as e:
+        refuse(f"{e}")
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_what_must_not_happen_is_found(monkeypatch, what):
+    monkeypatch.setattr(worker, "MEMORY", 2**26)
+    old, found = signal.getsignal(signal.SIGPROF), []
+    try:
+        campaign = Campaign(0, found.append)
+        campaign.warmed.add("planted")
+        campaign.go(Target("planted", ["a"], PLANTED[what], seconds=0.1), 0, 1)
+    finally:
+        signal.signal(signal.SIGPROF, old)
+    assert [what.split(",")[0] in f.what for f in found] == [True] * bool(what)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fuzzing.targets import JSONL, PEOPLE, PUZZLES, Target, json_file, keys_of, make_model, quietly
+from fuzzing.targets import JSONL, PEOPLE, PUZZLES, Target, json_file, keys_of, make_model
 from fuzzing.tensors import in_zip, other_tensors
 
 import minseal.lab.table
@@ -28,7 +28,7 @@ def run_readers(folder: Path) -> list[Target]:
     for kind, make in (("knowledge", knowledge_run), ("fewshot", fewshot_run)):
         place = folder / kind
         config = make(place)
-        report = partial(quietly, cli.report, cli.ReportConfig(), str(place))
+        report = partial(cli.report, cli.ReportConfig(), str(place))
         plain = partial(without_plots, report)
         kinds = {
             "report": plain,
@@ -40,7 +40,7 @@ def run_readers(folder: Path) -> list[Target]:
             kinds["policy"] = partial(restore_policy, model, str(place))
         else:
             settings = ShowConfig(run=str(place), color="no")
-            kinds["show"] = partial(quietly, show, settings, PUZZLES[0].id)
+            kinds["show"] = partial(show, settings, PUZZLES[0].id)
         shares = {
             "report": 1.0,
             "report with pictures": 0.01,

@@ -4,10 +4,7 @@ A Target has valid examples, a way to damage them, and a function that reads the
 may succeed, or raise UserError or InvalidSelfEdit, and nothing else.
 """
 
-import contextlib
-import io
 import json
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,25 +104,3 @@ def make_model(family: str = "llama", tied: bool = False, **more: int) -> GPT:
     if family == "llama":
         shape |= {"rope_scaling": (8.0, 1.0, 4.0, 32)}
     return GPT(GPTConfig(**shape)).init_weights(torch.Generator().manual_seed(0)).eval()
-
-
-def quietly(call: Callable, *args: Any) -> Any:
-    """call(*args); what it prints is looked at, and not shown."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            return call(*args)
-    finally:
-        found = steering(printed.getvalue())
-        assert not found, f"printed: {found!r}"
-
-
-def steering(text: str, but: str = "\n\t") -> str:
-    """The characters in it, by Unicode's tables, that steer a terminal or turn letters round."""
-    bidi = "LRE RLE LRO RLO PDF LRI RLI FSI PDI".split()
-    return "".join(
-        c
-        for c in set(text) - set(but)
-        if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
-        or unicodedata.bidirectional(c) in bidi
-    )

@@ -17,9 +17,8 @@ from fuzzing.targets import (
     SPECIALS,
     Target,
     make_model,
-    quietly,
-    steering,
 )
+from fuzzing.worker import steering
 
 from minseal import Tokenizer, checkpoint
 from minseal.commands import cli
@@ -262,7 +261,7 @@ def cli_options() -> Target:
 
     def read(text: str) -> None:
         try:
-            args, _ = quietly(parser.parse_known_args, text.split("\n"))
+            args, _ = parser.parse_known_args(text.split("\n"))
         except SystemExit as e:
             assert e.code in (0, 2)
             return

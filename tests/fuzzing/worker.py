@@ -6,22 +6,28 @@ As a program, in a process of its own (test_fuzz.py starts it), since what is lo
     python tests/fuzzing/worker.py again SEED NAME NUMBER      one input again, with its traceback
 """
 
-import contextlib
+import io
 import json
 import mmap
 import os
-import resource
 import signal
 import sys
 import tempfile
 import time
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import torch
+
+from minseal import UserError
+from minseal.selfedit import InvalidSelfEdit
 
 MEMORY = 2**30  # bytes that one may add to the most that the process held
 PARSED, READ = 100_000, 10_000  # inputs of all parsers, files of all readers: in one minute
@@ -88,7 +94,7 @@ class Campaign:
         self.warmed.add(target.name)
         if target.path:
             target.put(target.examples[0])
-        with contextlib.suppress(Exception):  # it will be told of when it counts
+        with suppress(Exception), redirect_stdout(io.StringIO()):  # told of when it counts
             target.read() if target.path else target.read(target.examples[0])
         self.peak = max(self.peak, most_memory())
 
@@ -121,10 +127,13 @@ class Campaign:
         signal.setitimer(
             signal.ITIMER_VIRTUAL, 4 * target.seconds
         )  # nobody handles it: the process ends
+        printed = io.StringIO()
         try:
-            target.read() if target.path else target.read(data)
+            with warnings.catch_warnings(), redirect_stdout(printed), redirect_stderr(printed):
+                warnings.simplefilter("ignore")
+                target.read() if target.path else target.read(data)
             what = ""
-        except ALLOWED as e:
+        except (UserError, InvalidSelfEdit) as e:
             text, what = str(e), "refused"
             if len(text) > 2000:  # line breaks in it are spelt out as it is printed
                 what, place = f"{len(text)} letters are no line: {text!r:.300}", place_of(e)
@@ -135,13 +144,15 @@ class Campaign:
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        if what in ("", "refused") and (bad := steering(printed.getvalue())):
+            what = f"printed characters that steer a terminal: {bad!r}"
         if self.late:
             what = f"longer than {target.seconds:g} s"
         grown = most_memory() - self.peak
         if grown > MEMORY:
             what = f"took memory: {grown / 1e9:.1f} GB"
             self.high = max(self.high, self.peak + grown)
-            with contextlib.suppress(OSError):  # Linux: count anew; else the next must take more
+            with suppress(OSError):  # Linux: count anew; else the next must take more
                 Path("/proc/self/clear_refs").write_text("5")
             self.peak = max(self.peak, most_memory())
         return what, place
@@ -157,9 +168,23 @@ class Campaign:
         self.found(finding)
 
 
+def steering(text: str, but: str = "\n\t") -> str:
+    """The characters in it, by Unicode's tables, that steer a terminal or turn letters round."""
+    bidi = "LRE RLE LRO RLO PDF LRI RLI FSI PDI".split()
+    return "".join(
+        c
+        for c in set(text) - set(but)
+        if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+        or unicodedata.bidirectional(c) in bidi
+    )
+
+
 def most_memory() -> int:
     """The most bytes that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if MAC else 1024)
+    import resource  # Unix only
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def place_of(error: BaseException) -> str:
@@ -185,22 +210,11 @@ def plan(targets: Any, minutes: float) -> list[tuple[Any, int, int]]:
     return [(target, *cut) for _, target, *cut in sorted(out, key=lambda s: s[0])]
 
 
-MAC = sys.platform == "darwin"
-ALLOWED: tuple = ()  # filled by open_targets(): minseal is imported late, and once
-
-
 def open_targets(folder: Path) -> Any:
     """All targets, their files in a new folder."""
-    global ALLOWED
-    import torch
-    from fuzzing import files, runs, texts
-
-    from minseal import UserError
-    from minseal.selfedit import InvalidSelfEdit
+    from fuzzing import files, runs, texts  # they train tokenizers and make models
 
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    ALLOWED = (UserError, InvalidSelfEdit)
     readers = []
     for part in (*files.PARTS, runs.run_readers):
         (folder / part.__name__).mkdir(parents=True)
@@ -215,6 +229,8 @@ def in_memory() -> str | None:
 
 def limit_memory(more: int = 6 * MEMORY) -> None:
     """No process may take all that the machine has: so much more than now, where Linux can say."""
+    import resource
+
     status = Path("/proc/self/status")
     if status.exists():
         now = int(status.read_text().split("VmData:")[1].split()[0]) * 1024
