@@ -9,12 +9,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from fuzzing import worker
 from fuzzing.targets import Target
-from fuzzing.worker import Campaign, Finding, merged, open_targets
+from fuzzing.worker import Campaign, Finding, in_memory, merged, open_targets
 
 from minseal import UserError
 
@@ -29,7 +32,8 @@ def told(findings):
     rows = []
     for f in sorted(findings, key=lambda f: (f.place, f.target)):
         rows.append(f"{f.place or '?'}  {f.what}\n    {f.target}, {f.size} long: {f.shown}")
-        rows.append(f"    python {WORKER} again {SEED} {f.target!r} {f.number}")
+        again = f"python tests/fuzzing/worker.py again {SEED} {f.target!r} {f.number}"
+        rows.append(f"    PYTHONPATH=.{os.pathsep}tests {again}")
     return f"{len(findings)} faults\n" + "\n".join(rows)
 
 
@@ -59,40 +63,55 @@ class Part:
         path = self.folder / "log.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def now(self):
+        path = self.folder / "now"
+        return path.read_bytes().split(b"\n")[0].decode().split("\t") if path.exists() else []
+
+    def ended(self):
+        """The exit code; a worker is killed that waits for something."""
+        last, since = [], time.monotonic()
+        while (code := self.process.poll()) is None:
+            time.sleep(0.2)
+            if (now := self.now()) != last:
+                last, since = now, time.monotonic()
+            elif time.monotonic() - since > 300:
+                self.process.kill()
+        return code
+
     def wait(self):
-        while (code := self.process.wait()) != 0:
-            now = (self.folder / "now").read_bytes().split(b"\n")[0].decode().split("\t")
-            assert len(now) == 3, f"no input was read: {tail_of(self.folder / 'stderr')}"
-            at, name, number = int(now[0]), now[1], int(now[2])
-            late = code == -signal.SIGVTALRM
+        while (code := self.ended()) != 0:
+            assert len(self.now()) == 3, f"nothing was read: {tail_of(self.folder / 'stderr')}"
+            at, name, number = self.now()
+            late = code in (-signal.SIGVTALRM, -signal.SIGKILL)
             why = "never came back" if late else f"ended the process: exit code {code}"
             shown = tail_of(self.folder / "stderr")
-            self.crashes.append(Finding(name, number, why, "", 0, shown))
+            self.crashes.append(Finding(name, int(number), why, "", 0, shown))
             if len(self.crashes) == 10:  # enough to mend
                 break
-            self.start(at, number + 1)
+            self.start(int(at), int(number) + 1)
 
 
 @pytest.mark.fuzz
-def test_a_million_texts_and_100_000_files(tmp_path, capsys):
+def test_a_million_texts_and_100_000_files(capsys):
     n = min(4, os.cpu_count() or 1)
-    parts = [Part(tmp_path / f"part-{i}", i, n) for i in range(n)]
-    try:
-        for part in parts:
-            part.wait()
-    finally:
-        for part in parts:
-            part.process.kill()
-    findings, tallies, peak = merged(line for part in parts for line in part.lines())
+    with tempfile.TemporaryDirectory(dir=in_memory(), prefix="minseal-fuzz-") as place:
+        parts = [Part(Path(place) / f"part-{i}", i, n) for i in range(n)]
+        try:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(Part.wait, parts))
+        finally:
+            for part in parts:
+                part.process.kill()
+                part.process.wait()
+        lines = [line for part in parts for line in part.lines()]
+    findings, tallies, peak = merged(lines)
     rows = [f"{'':50} inputs  refused  ms each  slowest s (its number)"]
     for name, t in tallies.items():
         each = t.seconds / max(t.inputs, 1) * 1000
         row = f"{name[:50]:50} {t.inputs:6} {t.refused / max(t.inputs, 1):7.0%} {each:9.2f}"
         rows.append(f"{row} {t.slowest:8.2f} ({t.slowest_number})")
-    in_all = sum(t.inputs for t in tallies.values())
-    rows.append(
-        f"seed {SEED}: {in_all} inputs; the most memory that a process held: {peak / 1e9:.2f} GB"
-    )
+    texts, files = (sum(t.inputs for t in tallies.values() if t.is_file == f) for f in (0, 1))
+    rows.append(f"seed {SEED}: {texts} texts, {files} files; at most {peak / 1e9:.2f} GB of memory")
     with capsys.disabled():
         print("\n" + "\n".join(rows))
     every = [*findings.values(), *(crash for part in parts for crash in part.crashes)]

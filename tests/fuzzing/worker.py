@@ -17,7 +17,7 @@ import time
 import traceback
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,6 +59,7 @@ class Finding:
 class Tally:
     """What happened to the inputs of one target."""
 
+    is_file: bool = False
     inputs: int = 0
     refused: int = 0
     seconds: float = 0.0
@@ -101,7 +102,7 @@ class Campaign:
     def go(self, target: Any, first: int, last: int) -> None:
         """The target's inputs from `first` up to `last`, without it."""
         self.warm(target)
-        tally = self.tallies.setdefault(target.name, Tally())
+        tally = self.tallies.setdefault(target.name, Tally(target.path is not None))
         for number in range(first, last):
             self.before(target.name, number)
             data = target.input(self.seed, number)
@@ -261,28 +262,27 @@ def part(
         log.write(json.dumps(line) + "\n")
         log.flush()
 
-    with tempfile.TemporaryDirectory(dir=in_memory(), prefix="minseal-fuzz-") as place:
-        targets = open_targets(Path(place) / "files")
-        slices = plan(targets, minutes)[mine::parts]
+    targets = open_targets(Path(folder) / f"files-{os.getpid()}")
+    slices = plan(targets, minutes)[mine::parts]
 
-        def before(name: str, number: int) -> None:
-            text = f"{at}\t{name}\t{number}\n".encode()
-            now[: len(text)] = text
+    def before(name: str, number: int) -> None:
+        text = f"{at}\t{name}\t{number}\n".encode()
+        now[: len(text)] = text
 
-        def found(finding: Finding) -> None:
-            write(finding=asdict(finding))
+    def found(finding: Finding) -> None:
+        write(finding=asdict(finding))
 
-        campaign = Campaign(seed, found, before)
-        limit_memory()
-        while at < len(slices) and spent + time.process_time() < minutes * 60:
-            target, first, last = slices[at]
-            campaign.tallies = {}
-            campaign.go(target, max(first, number), last)
-            tallies = {name: asdict(tally) for name, tally in campaign.tallies.items()}
-            campaign.high = max(campaign.high, most_memory())
-            seconds = spent + time.process_time()
-            write(done=at, of=len(slices), tallies=tallies, peak=campaign.high, seconds=seconds)
-            at, number = at + 1, 0
+    campaign = Campaign(seed, found, before)
+    limit_memory()
+    while at < len(slices) and spent + time.process_time() < minutes * 60:
+        target, first, last = slices[at]
+        campaign.tallies = {}
+        campaign.go(target, max(first, number), last)
+        tallies = {name: asdict(tally) for name, tally in campaign.tallies.items()}
+        campaign.high = max(campaign.high, most_memory())
+        seconds = spent + time.process_time()
+        write(done=at, of=len(slices), tallies=tallies, peak=campaign.high, seconds=seconds)
+        at, number = at + 1, 0
 
 
 def again(seed: int, name: str, number: int) -> None:
@@ -298,7 +298,7 @@ def again(seed: int, name: str, number: int) -> None:
         target.read() if target.path else target.read(data)
 
 
-def merged(lines: Iterator[dict]) -> tuple[dict[tuple, Finding], dict[str, Tally], int]:
+def merged(lines: list[dict]) -> tuple[dict[tuple, Finding], dict[str, Tally], int]:
     """(findings, tallies by target, the most memory) of all lines of logs."""
     findings: dict[tuple, Finding] = {}
     tallies: dict[str, Tally] = {}
@@ -310,7 +310,8 @@ def merged(lines: Iterator[dict]) -> tuple[dict[tuple, Finding], dict[str, Tally
             if old is None or new.size < old.size:
                 findings[new.key()] = new
         for name, values in line.get("tallies", {}).items():
-            tally, new = tallies.setdefault(name, Tally()), Tally(**values)
+            new = Tally(**values)
+            tally = tallies.setdefault(name, Tally(new.is_file))
             if new.slowest > tally.slowest:
                 tally.slowest, tally.slowest_number = new.slowest, new.slowest_number
             tally.inputs, tally.refused = tally.inputs + new.inputs, tally.refused + new.refused
