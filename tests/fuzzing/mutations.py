@@ -123,9 +123,12 @@ DEEP = [opening * n + closing * n for n in (100, 3000, 50_000) for opening, clos
 ODD_JSON = (
     *("null", "true", "false", "[]", "{}", '""', '" "', '"\\u0000"', '"\\ud800"', '"x"', "[[]]"),
     *("0", "-0", "1", "-1", "2", "7", "31", "64", "3.5", "0.0", "1e400", "-1e400", "NaN"),
+    *("65536", "1000000", "20000000", "100000000", "1000000000", "0.5", "-1e-9", "1e18", "1e19"),
     *("Infinity", "2147483647", "2147483648", "1099511627776", "9223372036854775808"),
     *("1" + "0" * 400, "9" * 5000, "1e308", "1e-320", '"1"', '"nan"', '"\\u2028\\u001b[31m"'),
     *("[null]", "[1]", "[-1]", "[NaN]", '["a"]', "[[1]]", '{"a": 1}', '{"": null}', '[""]'),
+    *('"("', '"[a"', '"(a+)+$"', '"(?<=a+)b"', '"a{99999}"', '"(?R)"', '"\\\\p{No}"', '"(?i"'),
+    *('"../x"', '"/dev/stdin"', '"/dev/zero"', '"."', '"a\\nb"', '"%s {0} {x}"', str([1] * 99_999)),
     *('{"type": "x"}', '{"a": 1, "a": 2}', '"' + "long " * 2000 + '"', str([0] * 3000), *DEEP),
 )
 
@@ -156,6 +159,7 @@ def change_json(rng, box, words):
     holder, key = somewhere(rng, box)
     luck = rng.random()
     odd = f"@@{int(rng.random() * len(ODD_JSON))}@@"
+    odd = rng.choice(words) if words and rng.random() < 0.1 else odd
     if luck < 0.4:
         holder[key] = odd
     elif luck < 0.55 and holder is not box:
@@ -224,7 +228,7 @@ def mutate_bytes(rng, data, words=(), others=(b"",)):
         elif luck < 0.95:
             form = rng.choice("<b <H <I <I <Q <Q <d".split())
             bits = 8 * struct.calcsize(form)
-            numbers = (0, 1, 2**bits - 1, 2 ** (bits - 1), 2**40, 2**31, 5, 255)
+            numbers = (0, 1, 2**bits - 1, 2 ** (bits - 1), 2**40, 2**31, 2**24, 10**8, 5, 255)
             value = rng.choice(numbers) % 2**bits
             raw = value.to_bytes(bits // 8, "little")
             data[i : i + len(raw)] = raw
