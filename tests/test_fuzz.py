@@ -140,7 +140,7 @@ PLANTED = {
     "longer than 0.1 s": lambda text: all(iter(lambda: True, False)),
     "longer than 0.1 s, and caught": lambda text: stubborn(),
     "took memory": lambda text: len(b"x" * 2**27),
-    "letters are no line": lambda text: refuse("x" * 3000),
+    "no line: 3000 letters": lambda text: refuse("x" * 3000),
     "steer a terminal: '\\u202e'": lambda text: print(text, "\u202e"),
     "": lambda text: refuse(text),
 }

@@ -146,7 +146,8 @@ def retype(rng, value):
     """The same thing as another type, or of another size."""
     ways = [[value], {"a": value}, str(value)[:200], value, None]
     if isinstance(value, bool | int | float):
-        ways += [float(value), int(value), -value, value + 1, value * 2, not value, value * 10**6]
+        ways += [-value, value + 1, value * 2, not value, value * 10**6]
+        ways += [int(value), float(value)] if abs(value) < 1e300 else []
     if isinstance(value, str | list):
         ways += [value * 2, value[:-1], value[::-1], value[:1], list(value)]
         ways += [value * 1000] if len(value) < 20 else []

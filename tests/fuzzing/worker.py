@@ -137,7 +137,7 @@ class Campaign:
         except (UserError, InvalidSelfEdit) as e:
             text, what = str(e), "refused"
             if len(text) > 2000:  # line breaks in it are spelt out as it is printed
-                what, place = f"{len(text)} letters are no line: {text!r:.300}", place_of(e)
+                what, place = f"no line: {len(text)} letters, {text!r:.200}", place_of(e)
         except BaseException as e:  # panics of Rust are no Exceptions
             if isinstance(e, KeyboardInterrupt):
                 raise
