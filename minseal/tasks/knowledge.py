@@ -249,7 +249,9 @@ def readings(text: str) -> tuple[list[str], list[str]]:
     So 'Lyon–Nice' holds Nice, and "l'eau" is eau: there the elided article falls away.
     """
     text = text.lower().translate(ASCII) if text.isascii() else _fold(text)
-    parted = ELIDED.sub(" ", text) if "'" in text else text
+    if "'" not in text and BORDER not in text:
+        return (words := ARTICLES.sub(" ", text).split()), words
+    parted = ELIDED.sub(" ", text)
     parted = BORDERS.sub(" ", parted) if BORDER in text else parted
     both = [text] if parted == text else [text, parted]
     both = [ARTICLES.sub(" ", t.replace("'", "").replace(BORDER, "")).split() for t in both]
