@@ -127,7 +127,7 @@ def test_a_few_thousand_texts_and_files(tmp_path):
     try:
         for target in [t for t in targets.parsers + targets.readers if t.seconds < 3]:
             campaign.warm(target)
-            n = 40 if target.path is None else 2
+            n = 40 if target.path is None else round(1 + 3 * target.share)
             campaign.go(target, 0, len(target.examples) + n)
     finally:
         signal.signal(signal.SIGPROF, old[0])
