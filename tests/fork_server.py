@@ -1,0 +1,281 @@
+"""Commands in forked processes that can be killed at any file operation.
+
+To import torch takes seconds, so one process does it once and forks: each child is `minseal ...` to
+its very end, with a folder, streams and a user of its own, and may be killed before its n-th file
+operation, in the middle of it, or as if the power failed. `Server` is the side of the tests; run as
+a program, this file is the other.
+"""
+
+import builtins
+import functools
+import inspect
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+CHANGES = {  # audit events of what changes a folder, and how many of their arguments are paths
+    "os.rename": 2,
+    "os.link": 2,
+    "os.symlink": 2,
+    "os.remove": 1,
+    "os.rmdir": 1,
+    "os.mkdir": 1,
+    "os.truncate": 1,
+    "fcntl.flock": 1,
+    "fcntl.lockf": 1,
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code (-9: killed), what it said, its file operations."""
+
+    code: int
+    out: str
+    err: str
+    operations: list[str]
+    seconds: float
+
+
+class Server:
+    """A process that has imported minseal; run() is a command in a fork of it, one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def run(self, words: list[str], cwd: Path, **how: object) -> Ended:
+        """`minseal WORDS` in a folder.
+
+        at=n: SIGKILL before the n-th file operation there, counted from 1. torn: in the middle of
+        it, if it writes. power: the power fails, too: what was not flushed to the disk is lost.
+        after=s, with=SIGNAL: that signal after so many seconds. uid: another user. stdin, out, err:
+        files, or "closed". encoding: of the output. limit: seconds until it counts as hung.
+        """
+        self.process.stdin.write(json.dumps({"words": words, "cwd": str(cwd), **how}) + "\n")
+        self.process.stdin.flush()
+        ended = json.loads(self.process.stdout.readline())
+        texts = [(self.folder / name).read_text(errors="replace") for name in ("out", "err", "ops")]
+        return Ended(ended["code"], *texts[:2], texts[2].splitlines(), ended["seconds"])
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+# ---- the other side ------------------------------------------------------------------------------
+
+
+def serve(folder: Path) -> dict:
+    """Answer orders until there are no more; returns in each child, with its order."""
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        order, start = json.loads(line), time.monotonic()
+        if (child := os.fork()) == 0:
+            answers.close()
+            return order
+        due, limit = start + order.get("after", 1e9), start + order.get("limit", 120)
+        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() > min(due, limit):
+                os.kill(child, order.get("with", signal.SIGKILL) if due < limit else signal.SIGKILL)
+                due = 1e9
+            time.sleep(0.001)
+        code, seconds = os.waitstatus_to_exitcode(ended[1]), time.monotonic() - start
+        answers.write(json.dumps({"code": code, "seconds": seconds}) + "\n")
+        answers.flush()
+    os._exit(0)
+
+
+def become_a_command(order: dict, folder: Path) -> None:
+    """Folder, user, streams, signals and arguments of a command that a shell started."""
+    os.chdir(order["cwd"])
+    operations = os.open(folder / "ops", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    streams = [("stdin", "/dev/null"), ("out", folder / "out"), ("err", folder / "err")]
+    for name in ("out", "err"):
+        (folder / name).write_text("")
+    for fd, (name, usual) in enumerate(streams):
+        os.close(fd)
+        if (path := order.get(name, usual)) != "closed":
+            opened = os.open(path, os.O_RDONLY if fd == 0 else os.O_WRONLY)
+            os.dup2(opened, fd)
+            if opened != fd:
+                os.close(opened)
+    encoding, closed = (
+        order.get("encoding", "utf-8"),
+        [order.get(n) == "closed" for n, _ in streams],
+    )
+    sys.stdin = None if closed[0] else io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), "utf-8")
+    for fd, name, errors in ((1, "stdout", "strict"), (2, "stderr", "backslashreplace")):
+        buffer = io.BufferedWriter(io.FileIO(fd, "w", closefd=False)) if not closed[fd] else None
+        setattr(sys, name, buffer and io.TextIOWrapper(buffer, encoding, errors, None, fd == 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["minseal", *order["words"]]
+    watch(order, operations)
+    if uid := order.get("uid"):
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
+
+
+def watch(order: dict, log: int) -> None:
+    """Number the file operations in order["cwd"], and die at the one that was ordered."""
+    exists = os.path.exists
+    root, at = os.path.join(os.path.realpath(order["cwd"]), ""), order.get("at", 0)
+    flushed: dict[str, int] = {}  # of a file that was written: how much of it is safely on the disk
+    number, dying = 0, False
+
+    def place(file: object) -> str:
+        if isinstance(file, int):
+            return os.readlink(f"/proc/self/fd/{file}")
+        return os.path.abspath(os.fsdecode(file))
+
+    def inside(path: str) -> bool:
+        return os.path.join(path, "").startswith(root)
+
+    def comes(what: str, *files: object) -> bool:
+        """Count an operation, and die before it; or say that it shall be torn."""
+        nonlocal number
+        paths = [place(file) for file in files]
+        if dying or not any(map(inside, paths)):
+            return False
+        number += 1
+        names = [path.removeprefix(root) for path in paths]
+        unsafe = any(exists(p) and os.path.getsize(p) > n for p, n in flushed.items())
+        real_write(log, f"{what} {' '.join(names)}{' (unsafe)' * unsafe}\n".encode())
+        if number == at and not (what == "write" and order.get("torn")):
+            die()
+        return number == at
+
+    def die() -> None:
+        nonlocal dying
+        dying = True  # its own operations do not count
+        for path, n in flushed.items() if order.get("power") else ():
+            if exists(path) and os.path.getsize(path) > n:
+                os.truncate(path, n)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(event: str, args: tuple) -> None:
+        if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
+            flags = args[2] or 0
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
+                new = flags & os.O_TRUNC or not exists(args[0])
+                comes("open", args[0])
+                path = place(args[0])
+                if inside(path):
+                    there = 0 if new else os.path.getsize(path)
+                    flushed[path] = there if new else flushed.get(path, there)
+        elif event in CHANGES:
+            paths = args[: CHANGES[event]]
+            comes(event, *paths)
+            if event == "os.rename" and place(paths[0]) in flushed:
+                flushed[place(paths[1])] = flushed.pop(place(paths[0]))
+
+    class File(io.FileIO):
+        """A file whose every write is an operation."""
+
+        def write(self, data: object) -> int:
+            if comes("write", self.fileno()):
+                super().write(bytes(data)[: len(bytes(data)) // 2])
+                die()
+            return super().write(data)
+
+    def open_file(
+        file,
+        mode="r",
+        buffering=-1,
+        encoding=None,
+        errors=None,
+        newline=None,
+        closefd=True,
+        opener=None,
+    ):
+        if not set(mode) & set("wax+"):
+            return real_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
+        raw = File(file, mode.replace("b", "").replace("t", ""), closefd, opener)
+        if buffering == 0:
+            return raw
+        buffer = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw)
+        return buffer if "b" in mode else io.TextIOWrapper(buffer, encoding, errors, newline)
+
+    def whole(write):
+        """A library's function that writes a whole file, as one operation."""
+
+        def writes(tensors, path, *args, **more):
+            if not isinstance(path, (str, os.PathLike)):
+                return write(tensors, path, *args, **more)
+            torn = comes("write", path)
+            result = write(tensors, path, *args, **more)
+            if inside(place(path)):
+                flushed[place(path)] = 0
+            if torn:
+                os.truncate(path, os.path.getsize(path) // 2)
+                die()
+            return result
+
+        return writes
+
+    def flush(real):
+        def flushes(file):
+            fd = file if isinstance(file, int) else file.fileno()
+            comes("fsync", fd)
+            real(fd)
+            if (path := place(fd)) in flushed:
+                flushed[path] = os.path.getsize(path)
+
+        return flushes
+
+    import safetensors.torch
+    import torch
+
+    real_open, real_write = io.open, os.write
+
+    def write(fd, data):
+        if fd > 2 and fd != log and comes("write", fd):
+            real_write(fd, data[: len(data) // 2])
+            die()
+        return real_write(fd, data)
+
+    builtins.open = io.open = open_file
+    os.write, os.fsync = write, flush(os.fsync)
+    os.fdatasync = flush(os.fdatasync)
+    torch.save = whole(torch.save)
+    safetensors.torch.save_file = whole(safetensors.torch.save_file)
+    sys.addaudithook(audit)
+
+
+def import_all() -> None:
+    """What the commands import, and what they work out once."""
+    import gguf  # noqa: F401
+    import matplotlib.backends.backend_agg  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import safetensors.torch  # noqa: F401
+    import tokenizers  # noqa: F401
+    import torch
+
+    import minseal.__main__  # noqa: F401
+    from minseal.commands import cli
+
+    torch.set_num_threads(1)
+    inspect.getsource = functools.cache(inspect.getsource)  # options are read from there, slowly
+    cli.parser()
+
+
+if __name__ == "__main__":
+    server_folder = Path(sys.argv[1])
+    import_all()
+    become_a_command(serve(server_folder), server_folder)
+    from minseal.__main__ import main
+
+    main()
