@@ -61,8 +61,10 @@ class Server:
 
         at=n: SIGKILL before the n-th file operation there, counted from 1. torn: in the middle of
         it, if it writes. power: the power fails, too: what was not flushed to the disk is lost.
-        after=s, with=SIGNAL: that signal after so many seconds. uid: another user. stdin, out, err:
-        files, or "closed". encoding: of the output. limit: seconds until it counts as hung.
+        wait=FILE: no kill, but until this file is there nothing goes on.
+        after=s, signal=n: that signal after so many seconds. uid: another user. env: changes, None:
+        unset. stdin, out, err: a file, "closed", or "nobody reads" (a pipe). encoding: of the
+        output. limit: seconds until it counts as hung, and is killed.
         """
         self.process.stdin.write(json.dumps({"words": words, "cwd": str(cwd), **how}) + "\n")
         self.process.stdin.flush()
@@ -78,7 +80,7 @@ class Server:
 # ---- the other side ------------------------------------------------------------------------------
 
 
-def serve(folder: Path) -> dict:
+def serve() -> dict:
     """Answer orders until there are no more; returns in each child, with its order."""
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -88,8 +90,9 @@ def serve(folder: Path) -> dict:
             return order
         due, limit = start + order.get("after", 1e9), start + order.get("limit", 120)
         while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-            if time.monotonic() > min(due, limit):
-                os.kill(child, order.get("with", signal.SIGKILL) if due < limit else signal.SIGKILL)
+            now = time.monotonic()
+            if now > min(due, limit):
+                os.kill(child, signal.SIGKILL if now > limit else order["signal"])
                 due = 1e9
             time.sleep(0.001)
         code, seconds = os.waitstatus_to_exitcode(ended[1]), time.monotonic() - start
@@ -101,37 +104,53 @@ def serve(folder: Path) -> dict:
 def become_a_command(order: dict, folder: Path) -> None:
     """Folder, user, streams, signals and arguments of a command that a shell started."""
     os.chdir(order["cwd"])
-    operations = os.open(folder / "ops", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    streams = [("stdin", "/dev/null"), ("out", folder / "out"), ("err", folder / "err")]
+    log = os.open(folder / "ops", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for name in ("out", "err"):
         (folder / name).write_text("")
-    for fd, (name, usual) in enumerate(streams):
-        os.close(fd)
-        if (path := order.get(name, usual)) != "closed":
-            opened = os.open(path, os.O_RDONLY if fd == 0 else os.O_WRONLY)
-            os.dup2(opened, fd)
-            if opened != fd:
-                os.close(opened)
-    encoding, closed = (
-        order.get("encoding", "utf-8"),
-        [order.get(n) == "closed" for n, _ in streams],
-    )
-    sys.stdin = None if closed[0] else io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), "utf-8")
-    for fd, name, errors in ((1, "stdout", "strict"), (2, "stderr", "backslashreplace")):
-        buffer = io.BufferedWriter(io.FileIO(fd, "w", closefd=False)) if not closed[fd] else None
-        setattr(sys, name, buffer and io.TextIOWrapper(buffer, encoding, errors, None, fd == 2))
+    files = {"stdin": "/dev/null", "out": folder / "out", "err": folder / "err"} | {
+        name: order[name] for name in ("stdin", "out", "err") if name in order
+    }
+    for fd, file in enumerate(files.values()):
+        if file == "closed":
+            os.close(fd)
+            continue
+        if file == "nobody reads":
+            reads, opened = os.pipe()
+            os.close(reads)
+        else:
+            opened = os.open(file, os.O_RDONLY if fd == 0 else os.O_WRONLY)
+        os.dup2(opened, fd)
+        os.close(opened)
+    set_streams({fd for fd, file in enumerate(files.values()) if file != "closed"}, order)
+    for name, value in order.get("env", {}).items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["minseal", *order["words"]]
-    watch(order, operations)
+    watch(order, log)
     if uid := order.get("uid"):
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
 
 
+def set_streams(there: set[int], order: dict) -> None:
+    """sys.stdin, stdout and stderr as Python makes them as it starts: None where one is closed."""
+    encoding = order.get("encoding", "utf-8")
+    sys.stdin = open(0, encoding=encoding, closefd=False) if 0 in there else None
+    for fd, name, errors in ((1, "stdout", "strict"), (2, "stderr", "backslashreplace")):
+        # Buffers of their own: what is written to a terminal or a file does not count here.
+        raw = io.FileIO(fd, "w", closefd=False) if fd in there else None
+        lines = fd == 2
+        stream = raw and io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, None, lines)
+        setattr(sys, name, stream)
+
+
 def watch(order: dict, log: int) -> None:
-    """Number the file operations in order["cwd"], and die at the one that was ordered."""
-    exists = os.path.exists
+    """Count the file operations in order["cwd"], and die at the one that was ordered."""
+    import safetensors.torch
+    import torch
+
+    real_open, real_write, exists = io.open, os.write, os.path.exists
     root, at = os.path.join(os.path.realpath(order["cwd"]), ""), order.get("at", 0)
     flushed: dict[str, int] = {}  # of a file that was written: how much of it is safely on the disk
     number, dying = 0, False
@@ -154,9 +173,15 @@ def watch(order: dict, log: int) -> None:
         names = [path.removeprefix(root) for path in paths]
         unsafe = any(exists(p) and os.path.getsize(p) > n for p, n in flushed.items())
         real_write(log, f"{what} {' '.join(names)}{' (unsafe)' * unsafe}\n".encode())
-        if number == at and not (what == "write" and order.get("torn")):
+        if number != at:
+            return False
+        if there := order.get("wait"):
+            while not exists(there):
+                time.sleep(0.01)
+            return False
+        if not (what == "write" and order.get("torn")):
             die()
-        return number == at
+        return True
 
     def die() -> None:
         nonlocal dying
@@ -169,13 +194,14 @@ def watch(order: dict, log: int) -> None:
     def audit(event: str, args: tuple) -> None:
         if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
             flags = args[2] or 0
-            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
-                new = flags & os.O_TRUNC or not exists(args[0])
-                comes("open", args[0])
-                path = place(args[0])
-                if inside(path):
-                    there = 0 if new else os.path.getsize(path)
-                    flushed[path] = there if new else flushed.get(path, there)
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) and inside(
+                path := place(args[0])
+            ):
+                comes("open", path)
+                if flags & os.O_TRUNC or not exists(path):
+                    flushed[path] = 0
+                else:
+                    flushed.setdefault(path, os.path.getsize(path))
         elif event in CHANGES:
             paths = args[: CHANGES[event]]
             comes(event, *paths)
@@ -191,40 +217,38 @@ def watch(order: dict, log: int) -> None:
                 die()
             return super().write(data)
 
-    def open_file(
-        file,
-        mode="r",
-        buffering=-1,
-        encoding=None,
-        errors=None,
-        newline=None,
-        closefd=True,
-        opener=None,
-    ):
-        if not set(mode) & set("wax+"):
-            return real_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
-        raw = File(file, mode.replace("b", "").replace("t", ""), closefd, opener)
-        if buffering == 0:
-            return raw
+    def open_file(file, mode="r", buffering=-1, *args, **more):
+        """open(), which makes such files; as in io, but in Python."""
+        if not set(mode) & set("wax+") or buffering == 0:
+            return real_open(file, mode, buffering, *args, **more)
+        names = ("encoding", "errors", "newline", "closefd", "opener")
+        how = dict(zip(names, args)) | more
+        raw = File(file, mode.replace("b", "").replace("t", ""), how.pop("closefd", True),
+                   how.pop("opener", None))  # fmt: skip
         buffer = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw)
-        return buffer if "b" in mode else io.TextIOWrapper(buffer, encoding, errors, newline)
+        return buffer if "b" in mode else io.TextIOWrapper(buffer, **how)
 
-    def whole(write):
-        """A library's function that writes a whole file, as one operation."""
+    def write(fd, data):
+        if comes("write", fd):
+            real_write(fd, data[: len(data) // 2])
+            die()
+        return real_write(fd, data)
 
-        def writes(tensors, path, *args, **more):
+    def whole(save):
+        """A library's function that writes a whole file: one operation."""
+
+        def saves(tensors, path, *args, **more):
             if not isinstance(path, (str, os.PathLike)):
-                return write(tensors, path, *args, **more)
+                return save(tensors, path, *args, **more)
             torn = comes("write", path)
-            result = write(tensors, path, *args, **more)
+            save(tensors, path, *args, **more)
             if inside(place(path)):
                 flushed[place(path)] = 0
             if torn:
                 os.truncate(path, os.path.getsize(path) // 2)
                 die()
-            return result
 
-        return writes
+        return saves
 
     def flush(real):
         def flushes(file):
@@ -236,22 +260,9 @@ def watch(order: dict, log: int) -> None:
 
         return flushes
 
-    import safetensors.torch
-    import torch
-
-    real_open, real_write = io.open, os.write
-
-    def write(fd, data):
-        if fd > 2 and fd != log and comes("write", fd):
-            real_write(fd, data[: len(data) // 2])
-            die()
-        return real_write(fd, data)
-
     builtins.open = io.open = open_file
-    os.write, os.fsync = write, flush(os.fsync)
-    os.fdatasync = flush(os.fdatasync)
-    torch.save = whole(torch.save)
-    safetensors.torch.save_file = whole(safetensors.torch.save_file)
+    os.write, os.fsync, os.fdatasync = write, flush(os.fsync), flush(os.fdatasync)
+    torch.save, safetensors.torch.save_file = map(whole, (torch.save, safetensors.torch.save_file))
     sys.addaudithook(audit)
 
 
@@ -273,9 +284,8 @@ def import_all() -> None:
 
 
 if __name__ == "__main__":
-    server_folder = Path(sys.argv[1])
     import_all()
-    become_a_command(serve(server_folder), server_folder)
+    become_a_command(serve(), Path(sys.argv[1]))
     from minseal.__main__ import main
 
     main()
