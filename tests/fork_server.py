@@ -6,8 +6,10 @@ operation, in the middle of it, or as if the power failed. `Server` is the side 
 a program, this file is the other.
 """
 
+import atexit
 import builtins
 import functools
+import gc
 import inspect
 import io
 import json
@@ -16,6 +18,8 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -267,20 +271,43 @@ def watch(order: dict, log: int) -> None:
 
 
 def import_all() -> None:
-    """What the commands import, and what they work out once."""
+    """What the commands import, some of it only when first used, and what they work out once."""
     import gguf  # noqa: F401
-    import matplotlib.backends.backend_agg  # noqa: F401
-    import matplotlib.figure  # noqa: F401
     import safetensors.torch  # noqa: F401
     import tokenizers  # noqa: F401
     import torch
+    from matplotlib.figure import Figure
 
     import minseal.__main__  # noqa: F401
     from minseal.commands import cli
 
     torch.set_num_threads(1)
+    minseal.load(Path(__file__).parent.parent / "tiny_data" / "knowledge")
+    Figure().savefig(io.BytesIO())
     inspect.getsource = functools.cache(inspect.getsource)  # options are read from there, slowly
     cli.parser()
+    gc.collect()
+    gc.freeze()  # so that no child copies it all just by looking
+
+
+def go(main: Callable[[], None]) -> int:
+    """Exit code of a program; what Python does in the end, but for seconds of taking torch down."""
+    code = 0
+    try:
+        main()
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    try:
+        atexit._run_exitfuncs()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except Exception:
+        traceback.print_exc()
+        code = 120
+    return code
 
 
 if __name__ == "__main__":
@@ -288,4 +315,4 @@ if __name__ == "__main__":
     become_a_command(serve(), Path(sys.argv[1]))
     from minseal.__main__ import main
 
-    main()
+    os._exit(go(main))
