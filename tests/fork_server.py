@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 CHANGES = {  # audit events of what changes a folder, and how many of their arguments are paths
     "os.rename": 2,
     "os.link": 2,
@@ -57,7 +58,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         )
 
     def run(self, words: list[str], cwd: Path, **how: object) -> Ended:
@@ -282,7 +283,7 @@ def import_all() -> None:
     from minseal.commands import cli
 
     torch.set_num_threads(1)
-    minseal.load(Path(__file__).parent.parent / "tiny_data" / "knowledge")
+    minseal.load(ROOT / "tiny_data" / "knowledge")
     Figure().savefig(io.BytesIO())
     inspect.getsource = functools.cache(inspect.getsource)  # options are read from there, slowly
     cli.parser()
