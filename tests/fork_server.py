@@ -175,9 +175,9 @@ def watch(order: dict, log: int) -> None:
         if dying or not any(map(inside, paths)):
             return False
         number += 1
-        names = [path.removeprefix(root) for path in paths]
-        unsafe = any(exists(p) and os.path.getsize(p) > n for p, n in flushed.items())
-        real_write(log, f"{what} {' '.join(names)}{' (unsafe)' * unsafe}\n".encode())
+        unsafe = [p for p, n in flushed.items() if exists(p) and os.path.getsize(p) > n]
+        unsafe = [f"unsafe: {p}" for p in unsafe]
+        real_write(log, " ".join([what, *paths, *unsafe]).replace(root, "").encode() + b"\n")
         if number != at:
             return False
         if there := order.get("wait"):
@@ -210,8 +210,10 @@ def watch(order: dict, log: int) -> None:
         elif event in CHANGES:
             paths = args[: CHANGES[event]]
             comes(event, *paths)
-            if event == "os.rename" and place(paths[0]) in flushed:
-                flushed[place(paths[1])] = flushed.pop(place(paths[0]))
+            if event == "os.rename":  # of a file, or of a folder with files in it
+                old, new = map(place, paths)
+                for path in [p for p in flushed if p == old or p.startswith(old + os.sep)]:
+                    flushed[new + path.removeprefix(old)] = flushed.pop(path)
 
     class File(io.FileIO):
         """A file whose every write is an operation."""
