@@ -32,8 +32,6 @@ CHANGES = {  # audit events of what changes a folder, and how many of their argu
     "os.rmdir": 1,
     "os.mkdir": 1,
     "os.truncate": 1,
-    "fcntl.flock": 1,
-    "fcntl.lockf": 1,
 }
 
 
@@ -66,7 +64,7 @@ class Server:
 
         at=n: SIGKILL before the n-th file operation there, counted from 1. torn: in the middle of
         it, if it writes. power: the power fails, too: what was not flushed to the disk is lost.
-        wait=FILE: no kill, but until this file is there nothing goes on.
+        wait=FILE: no kill, but `FILE there` is made, and nothing goes on until FILE is there.
         after=s, signal=n: that signal after so many seconds. uid: another user. env: changes, None:
         unset. stdin, out, err: a file, "closed", or "nobody reads" (a pipe). encoding: of the
         output. limit: seconds until it counts as hung, and is killed.
@@ -180,8 +178,9 @@ def watch(order: dict, log: int) -> None:
         real_write(log, " ".join([what, *paths, *unsafe]).replace(root, "").encode() + b"\n")
         if number != at:
             return False
-        if there := order.get("wait"):
-            while not exists(there):
+        if go := order.get("wait"):
+            Path(f"{go} there").touch()
+            while not exists(go):
                 time.sleep(0.01)
             return False
         if not (what == "write" and order.get("torn")):
@@ -197,21 +196,21 @@ def watch(order: dict, log: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, args: tuple) -> None:
+        """What changes nothing does not count, such as to make a folder that is there."""
         if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
-            flags = args[2] or 0
-            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) and inside(
-                path := place(args[0])
-            ):
-                comes("open", path)
-                if flags & os.O_TRUNC or not exists(path):
-                    flushed[path] = 0
-                else:
-                    flushed.setdefault(path, os.path.getsize(path))
+            path, flags = place(args[0]), args[2] or 0
+            if flags & (os.O_WRONLY | os.O_RDWR) and inside(path):
+                there = exists(path) and not flags & os.O_TRUNC
+                if not there:
+                    comes("open", path)
+                flushed.setdefault(path, os.path.getsize(path) if there else 0)
+                flushed[path] *= there
         elif event in CHANGES:
-            paths = args[: CHANGES[event]]
-            comes(event, *paths)
+            paths = [place(file) for file in args[: CHANGES[event]]]
+            if os.path.lexists(paths[0]) != (event == "os.mkdir"):
+                comes(event, *paths)
             if event == "os.rename":  # of a file, or of a folder with files in it
-                old, new = map(place, paths)
+                old, new = paths
                 for path in [p for p in flushed if p == old or p.startswith(old + os.sep)]:
                     flushed[new + path.removeprefix(old)] = flushed.pop(path)
 
