@@ -65,12 +65,18 @@ def ttt(lab: Lab, config: TTTConfig) -> None:
             with adapt(lab.policy, [task.baseline(puzzle)], lab.inner, lab.seed) as adapters:
                 adapters.merge()
             trials += lab.plain([puzzle])
-        keep_weights()
         return trials
 
-    def keep_weights() -> dict:
-        return lab.step("kept weights", lambda: dict(lab.policy.state_dict()))
+    def kept_weights() -> dict:
+        lab.reset()
+        one_after_another()
+        return dict(lab.policy.state_dict())
 
-    lab.arm("kept, asked at once", one_after_another, over="before")
-    lab.policy.load_state_dict(keep_weights())  # read back, also after a kill
+    def asked_at_once() -> list[Trial]:
+        trials = one_after_another()
+        lab.step("kept weights", lambda: dict(lab.policy.state_dict()))
+        return trials
+
+    lab.arm("kept, asked at once", asked_at_once, over="before")
+    lab.policy.load_state_dict(lab.step("kept weights", kept_weights))  # read back, or made again
     lab.arm("kept, asked at the end", ask, over="before")

@@ -187,7 +187,7 @@ def test_reading_alone_repairs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "moment", ["minseal.lab.run.write_whole", "os.replace", "minseal.lab.run.Run._log"]
+    "moment", ["minseal.lab.run.write_folder", "os.replace", "minseal.lab.run.Run._log"]
 )
 def test_killed_before_the_first_step_is_as_if_never_begun(tmp_path, monkeypatch, moment):
     def killed(*args):
@@ -244,8 +244,8 @@ def test_sigkill_at_random_moments(tmp_path):
     assert killer.stdout.split() == ["9"] * 5, killer.stderr  # all five died of it
     assert slow_steps(tmp_path / "r") == slow_steps(tmp_path / "whole")
     assert events(tmp_path / "r") == events(tmp_path / "whole")
-    # A kill may leave a temporary file behind, and nothing else.
-    left = [p for p in tree(tmp_path / "r") if not p.endswith(".tmp")]
+    # A kill may leave something behind whose name says so, and nothing else.
+    left = [p for p in tree(tmp_path / "r") if ".minseal-" not in p]
     assert left == list(tree(tmp_path / "whole"))
 
 
@@ -335,10 +335,11 @@ def test_a_log_that_no_run_wrote_is_refused_by_name_and_kept(tmp_path, lines):
     Run(tmp_path / "r", CONFIG).step("z", list)
     path = tmp_path / "r" / "events.jsonl"
     path.write_text(lines + "\n")
-    for config in (CONFIG, None):
-        with pytest.raises(UserError, match="events.jsonl") as e:
-            Run(tmp_path / "r", config)
-        assert len(str(e.value).splitlines()) == 1
+    with pytest.raises(UserError, match="events.jsonl, line [12](, arm)?: ") as e:
+        Run(tmp_path / "r", CONFIG)
+    assert len(str(e.value).splitlines()) == 1
+    told = Run(tmp_path / "r").complaints
+    assert told and told[0] in str(e.value)
     assert path.read_text() == lines + "\n"
     path.write_bytes(bytes(range(256)))
     with pytest.raises(UserError, match="events.jsonl"):
@@ -376,7 +377,7 @@ def test_a_full_disk_is_told_and_loses_no_earlier_step(tmp_path, monkeypatch, br
                 assert len(str(e).splitlines()) == 1
     hit = {"open": "log", "os.fsync": "log", "torch.save": "tensors"}.get(broken, "text")
     assert hit in failed
-    assert not list((tmp_path / "r").rglob("*.tmp"))
+    assert not list((tmp_path / "r").rglob(".minseal-*.*"))
     again = Run(tmp_path / "r", CONFIG)
     assert again.step("a", never) == trials("a")
     assert again.step("m", never)["x"].tolist() == [1, 1, 1]
