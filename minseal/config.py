@@ -22,18 +22,25 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from .files import UserError
+from .terminal import complain
+
+LARGEST = 2**63  # of a setting: beyond, torch takes no seed, and no number counts anything
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The base of all settings: a field of a Literal type takes its words only."""
+    """The base of all settings: the words of a Literal type only, and numbers within reason."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                words = ", ".join(get_args(kind))
-                told = f"{type(self).__name__}.{name} is {getattr(self, name)!r}"
-                raise UserError(f"{told}; expected one of {words}")
+            value, expected = getattr(self, name), ""
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                expected = f"one of {', '.join(get_args(kind))}"
+            if isinstance(value, (int, float)) and not abs(value) < LARGEST:  # NaN is not, either
+                expected = f"a number below {LARGEST:.0e}"
+            if expected:
+                told = f"{type(self).__name__}.{name} is {value!r:.60}"
+                raise UserError(f"{told}; expected {expected}")
 
     def at_least(self, **bounds: float) -> None:
         """Refuse settings whose fields are below these bounds, or NaN; None says nothing."""
@@ -207,5 +214,5 @@ class Parser(argparse.ArgumentParser):
     """argparse, but an error is one line."""
 
     def error(self, message: str) -> None:
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        complain(f"{self.prog}: error: {message}")
         sys.exit(2)

@@ -119,9 +119,11 @@ def test_a_bad_value_is_one_line_that_names_the_option_and_what_came(capsys, wor
 def test_settings_refuse_bad_values_wherever_they_are_made():
     with pytest.raises(UserError, match="mode is 'worst'; expected one of best, random"):
         Whole(mode="worst")
-    for bad in (-1, float("nan")):
-        with pytest.raises(UserError, match="rate is .*; expected at least 0"):
-            parsed("--rate", str(bad))
+    with pytest.raises(UserError, match="rate is -1.0; expected at least 0"):
+        parsed("--rate", "-1")
+    for bad in ("nan", "inf", "-inf", "1e400"):  # the kind: every number of every settings class
+        with pytest.raises(UserError, match="rate is .*; expected a number below"):
+            parsed(f"--rate={bad}")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minseal"
 # From the ground up; a room of several files is named by its folder.
 FLOORS = [
-    {"files", "model"},
+    {"files", "model", "terminal"},
     {"lora", "config", "tokenizer"},
     {"sample", "selfedit"},
     {"inner"},
@@ -203,6 +203,15 @@ def untyped(module, text):
     return out
 
 
+def test_there_is_one_place_that_prints():
+    """What comes from outside cannot steer the terminal: say() and complain() spell it out."""
+    calls = {
+        module: re.findall(r"(?<![\w.])print\(|std(?:out|err)\.write\(", text)
+        for module, text in sources().items()
+    }
+    assert [module for module, found in calls.items() if found] == ["terminal"]
+
+
 def test_public_signatures_are_typed():
     offenders = [line for module, text in sources().items() for line in untyped(module, text)]
     assert not offenders, "\n".join(["without annotations:", *offenders])
@@ -253,8 +262,11 @@ def test_the_heart_can_be_read_in_an_afternoon():
 
 
 def test_the_whole_house_stays_small():
-    """A ratchet: 7,155 when the house was rebuilt, aimed at 6,300. Raise it with a reason."""
-    assert sum(len(lines_of(p)) for p in PACKAGE.rglob("*.py")) <= 7200
+    """A ratchet: 7,155 when the house was rebuilt, aimed at 6,300. Raise it with a reason.
+
+    7,700: files from anywhere and bad days (locks, flushed writers, checked logs, Unicode).
+    """
+    assert sum(len(lines_of(p)) for p in PACKAGE.rglob("*.py")) <= 7700
 
 
 def test_no_line_is_longer_than_100_columns():

@@ -5,13 +5,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..config import ModelConfig, mix_seed
-from ..files import UserError
+from ..files import UserError, first_line
 from ..model import GPT
 from ..open_models.load import load
 from ..open_models.peft import load_adapter
 from ..sample import sample
 from ..tasks.knowledge import Knowledge
 from ..tasks.passages import Passage
+from ..terminal import say
 from ..tokenizer import Tokenizer
 
 Turns = list[tuple[str, str]]  # [(role, text), ...]
@@ -40,16 +41,21 @@ def ask(config: AskConfig, question: str) -> str:
 
 
 def chat(
-    config: AskConfig, read: Callable[[str], str] = input, say: Callable[[str], None] = print
+    config: AskConfig, read: Callable[[str], str] = input, say: Callable[[str], None] = say
 ) -> None:
-    """Line by line until an empty line or the end of the input."""
+    """Line by line until an empty line or the end of the input; an error ends its turn only."""
     model, tokenizer = open_model(config)
     turns: Turns = []
     say("an empty line ends the chat")
     with suppress(EOFError):
         while line := read("> ").strip():
             turns.append(("user", line))
-            said = answer(model, tokenizer, config, turns, mix_seed(config.seed, len(turns)))
+            try:
+                said = answer(model, tokenizer, config, turns, mix_seed(config.seed, len(turns)))
+            except (UserError, RuntimeError) as e:  # too long, or no memory left
+                say(f"error: {first_line(e)}")
+                turns.pop()
+                continue
             say(said)
             turns.append(("assistant", said))
 

@@ -22,6 +22,7 @@ from ..open_models.load import load
 from ..open_models.peft import save_adapter
 from ..selfedit import SelfEdit
 from ..tasks.people import People, toy_passages, write_random_notes
+from ..terminal import say
 from ..tokenizer import Tokenizer
 
 PEERS = ("peft, batch size 1", "peft, padded batch")
@@ -42,7 +43,7 @@ class BenchConfig(ModelConfig):
         self.at_least(edits=1, epochs=1, repeats=1, seed=0)
 
 
-def bench_inner(config: BenchConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+def bench_inner(config: BenchConfig, say: Callable[[str], None] = say) -> dict[str, Any]:
     """Print milliseconds a self-edit, ratios and speed, and whether both sides train alike."""
     for package in ("peft", "transformers"):
         need(package, "test", "the bench")

@@ -2,8 +2,8 @@
 
 import argparse
 import inspect
-import os
 import shlex
+import signal
 import sys
 import textwrap
 import time
@@ -14,10 +14,11 @@ from typing import Any
 
 from .. import experiments  # noqa: F401  (declares them)
 from ..config import Parser, Settings, add_options, build, did_you_mean
-from ..files import UserError
+from ..files import UserError, first_line
 from ..lab.lab import EXPERIMENTS, Experiment, read_run, settings_of, walk
 from ..lab.run import Run, Step
 from ..lab.table import write_report
+from ..terminal import complain, hang_up, say
 from .ask import AskConfig, ask, chat
 from .bench import BenchConfig, bench_inner
 from .convert import ConvertConfig, ExportConfig, convert, export
@@ -42,7 +43,7 @@ class Command:
     settings: type
     call: Callable[..., Any]
     positional: tuple[tuple[str, ...], ...] = ()  # (NAME, help), or (NAME, help, '+') for several
-    stopped: str = "nothing was written"  # what Ctrl-C says
+    stopped: str = "the same command begins again"  # what Ctrl-C says
     out: str = ""  # the default of --out, which is handed on like a positional
 
     def usage(self) -> str:
@@ -67,7 +68,7 @@ def commands() -> list[Command]:
         Command("report", ReportConfig, report, (run_folder,)),
         Command("show", ShowConfig, show, (puzzle,)),
         Command("learn", LearnConfig, learn, (("FILE", "text or Markdown files", "+"),), KEPT),
-        Command("ask", AskConfig, lambda *given: print(ask(*given)), (question,)),
+        Command("ask", AskConfig, lambda *given: say(ask(*given)), (question,)),
         Command("chat", AskConfig, chat, stopped="bye"),
         Command("convert", ConvertConfig, convert, (weights, out)),
         Command("export", ExportConfig, export, (model, out)),
@@ -80,25 +81,31 @@ def commands() -> list[Command]:
 def main(argv: list[str] | None = None) -> None:
     """The command line. A UserError is one line and exit code 2, Ctrl-C one line and 130."""
     argv = sys.argv[1:] if argv is None else argv
-    args, unknown = parser().parse_known_args(argv)
-    command: Command = args.command
-    if unknown:
-        near = did_you_mean(unknown[0].split("=")[0], list(args.parser._option_string_actions))
-        args.parser.error(f"unknown option {unknown[0]}{near}")
+    stopped = "nothing had begun"
     try:
+        args, unknown = parser().parse_known_args(argv)
+        command: Command = args.command
+        if unknown:
+            near = did_you_mean(unknown[0].split("=")[0], list(args.parser._option_string_actions))
+            args.parser.error(f"unknown option {unknown[0]}{near}")
+        stopped = command.stopped.format(again=shlex.join(["minseal", *argv]))
         config = build(command.settings, vars(args))
         given = [getattr(args, name) for name, *_ in command.positional]
         command.call(config, *given, *([args.out] if command.out else []))
     except UserError as e:
-        print(f"minseal: error: {e}", file=sys.stderr)
+        complain(f"minseal: error: {e}")
         sys.exit(2)
     except BrokenPipeError:  # `minseal ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
-        told = command.stopped.format(again=shlex.join(["minseal", *argv]))
-        print(f"\nminseal: stopped; {told}", file=sys.stderr)
-        sys.exit(130)
+    except OSError as e:  # no permission, a name too long, a full disk: wherever it was met
+        told = f"{e.filename}: {e.strerror}" if e.filename else first_line(e)
+        complain(f"minseal: error: {told}")
+        sys.exit(2)
+    except KeyboardInterrupt as e:
+        complain(f"minseal: stopped; {stopped}", apart=True)
+        sys.exit(128 + next(iter(e.args), signal.SIGINT))
+    finally:
+        hang_up()
 
 
 def parser() -> Parser:
@@ -150,18 +157,17 @@ def _add(branch: Any, name: str, command: Command) -> None:
 
 def run(experiment: Experiment, config: Any, out: str) -> None:
     """Walk through an experiment, a line a step, and report."""
-    say = partial(print, flush=True)
     say(f"minseal run {experiment.name}: run folder {out}")
-    the_run = Run(out, settings_of(experiment, config), tell_steps(say))
+    the_run = Run(out, settings_of(experiment, config), tell_steps())
     if the_run.steps:
         say(f"going on after {len(the_run.steps)} steps that were done already")
-    walk(experiment, config, the_run, say)
+    walk(experiment, config, the_run)
     say("\n" + write_report(the_run, experiment))
     files = "report.md, results.json, events.jsonl (every self-edit) and plots, if any"
     say(f"{the_run.seconds():.0f} s in all. In {out}: {files}.")
 
 
-def tell_steps(say: Callable[[str], None]) -> Callable[[Step, bool], None]:
+def tell_steps() -> Callable[[Step, bool], None]:
     """A function for Run that says a line for each step that took work."""
     start = time.time()
 
@@ -181,4 +187,4 @@ def report(config: ReportConfig, folder: str) -> None:
     the_run, experiment = read_run(folder)
     if not the_run.arms():
         raise UserError(f"{folder} holds no finished arm yet")
-    print(write_report(the_run, experiment))
+    say(write_report(the_run, experiment))

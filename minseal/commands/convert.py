@@ -12,6 +12,7 @@ from ..lab.run import Run
 from ..open_models import export as write_for_transformers
 from ..open_models.load import load
 from ..open_models.peft import load_adapter
+from ..terminal import say
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def convert(config: ConvertConfig, source: str, out: str) -> None:
         model, tokenizer = load(source, "cpu", config.dtype)
         save(out, model, tokenizer, {"about": {"source": source}})
     c, dtype = model.config, str(model.wte.weight.dtype).removeprefix("torch.")
-    print(
+    say(
         f"{out}: {model.size() / 1e6:.1f} M parameters in {dtype}, {c.n_layer} blocks, {c.n_embd} "
         f"wide, reads {c.block_size} tokens, {tokenizer.vocab_size} tokens of {c.vocab_size}, "
         f"chat format: {tokenizer.chat or 'none'}"
@@ -52,4 +53,4 @@ def export(config: ExportConfig, source: str, out: str) -> None:
         if config.adapter:
             load_adapter(config.adapter, model, weights)[0].merge()
         write_for_transformers.export(out, model, tokenizer)
-    print(f"{out}: transformers.AutoModelForCausalLM.from_pretrained({out!r}) loads it")
+    say(f"{out}: transformers.AutoModelForCausalLM.from_pretrained({out!r}) loads it")

@@ -29,6 +29,7 @@ from ..outer import OuterConfig, Trial
 from ..selfedit import InvalidSelfEdit, SelfEdit
 from ..tasks.knowledge import PROMPTS, Knowledge, Question, score
 from ..tasks.passages import Exam, Passage, read_questions
+from ..terminal import say
 from .documents import Notes, keep_older, notes_as_text, read_document, read_notes, split_document
 
 BATCH = 16  # sections that notes are written on at once; questions that are asked at once
@@ -69,7 +70,7 @@ class LearnConfig(ModelConfig):
 
 
 def learn(
-    config: LearnConfig, files: list[str], say: Callable[[str], None] = print
+    config: LearnConfig, files: list[str], say: Callable[[str], None] = say
 ) -> dict[str, Any]:
     """Do it; returns {'before', 'after': share of the exam, 'questions', 'tokens', ...}.
 

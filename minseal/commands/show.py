@@ -12,10 +12,11 @@ from ..experiments.puzzle_report import held_out_puzzles
 from ..files import UserError
 from ..lab.lab import SEAL, read_run
 from ..lab.run import Run
-from ..tasks.arc import Puzzle, read_puzzles
+from ..tasks.arc import Grid, Puzzle, read_puzzles
 from ..tasks.fewshot import predictions
 from ..tasks.gridview import blocks
 from ..tasks.rules import toy_puzzles
+from ..terminal import say
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,23 @@ class ShowConfig(Settings):
     color: Literal["auto", "yes", "no"] = "auto"  # coloured blocks or digits; auto: in a terminal
 
 
-def show(config: ShowConfig, name: str, say: Callable[[str], None] = print) -> None:
+def show(config: ShowConfig, name: str, say: Callable[..., None] = say) -> None:
     """Print the puzzle with this id, or the first one in a file of this name."""
     auto = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     colour = {"yes": True, "no": False, "auto": auto}[config.color]
     run = read_run(config.run)[0] if config.run else None
     puzzle = find_puzzle(config, name, run)
+
+    def draw(*grids: Grid) -> None:
+        say(blocks(grids, colour), coloured=True)
+
     say(puzzle.id + (f" (rule: {puzzle.kind})" if puzzle.kind else ""))
     for i, pair in enumerate(puzzle.demonstrations, 1):
-        say(f"\ndemonstration {i}\n" + blocks([pair.input, pair.output], colour))
+        say(f"\ndemonstration {i}")
+        draw(pair.input, pair.output)
     for i, test in enumerate(puzzle.tests):
-        truth = [test.output] if test.output is not None else []
-        say(f"\ntest {i + 1}\n" + blocks([test.input, *truth], colour))
+        say(f"\ntest {i + 1}")
+        draw(test.input, *([] if test.output is None else [test.output]))
         for step in run.arms() if run else ():
             trial = next((t for t in step.trials if t.context == puzzle.id), None)
             if trial is None or (step.arm.at and SEAL not in step.arm.series):  # a control
@@ -47,8 +53,9 @@ def show(config: ShowConfig, name: str, say: Callable[[str], None] = print) -> N
             vote, attempts = run.config["vote"], run.config["attempts"]
             best = predictions(puzzle, trial.answers, vote)[i][:attempts] if trial.answers else []
             verdict = "right" if test.output in best else "wrong"
-            told = f"{verdict}\n{blocks(best, colour)}" if best else "no grid"
-            say(f"\n{step.name}: {told}")
+            say(f"\n{step.name}: {verdict if best else 'no grid'}")
+            if best:
+                draw(*best)
 
 
 def find_puzzle(config: ShowConfig, name: str, run: Run | None) -> Puzzle:

@@ -30,6 +30,7 @@ from ..outer import Edit, Improve, OuterConfig, Trial, Tried, outer_loop, try_ou
 from ..rewards import REWARDS, Reward, exam
 from ..sample import sample
 from ..selfedit import Document, InvalidSelfEdit, SelfEdit, Task
+from ..terminal import say
 from .run import Arm, Run, Step
 
 Edits = list[Edit] | Callable[[Any], SelfEdit]
@@ -292,7 +293,7 @@ def experiment(
     return declare
 
 
-def walk(experiment: Experiment, config: Any, run: Run, say: Callable[[str], None] = print) -> None:
+def walk(experiment: Experiment, config: Any, run: Run, say: Callable[[str], None] = say) -> None:
     """Go through an experiment, every step by way of `run`."""
     lab = experiment.open(config, run)
     contexts = f"{len(lab.train)} contexts to train on, {len(lab.held_out)} held out"

@@ -145,7 +145,7 @@ def test_ctrl_c_is_one_line_in_every_command(words, capsys, monkeypatch):
     monkeypatch.setattr(cli, "build", stop)
     with pytest.raises(SystemExit) as e:
         main(words.split())
-    (line,) = capsys.readouterr().err.split("\n")[1:-1]
+    (line,) = capsys.readouterr().err.splitlines()
     assert e.value.code == 130 and line.startswith("minseal: stopped; ")
 
 

@@ -18,7 +18,7 @@ PLAIN = ShowConfig(color="no")
 
 def shown(config, name):
     lines = []
-    show(config, name, say=lines.append)
+    show(config, name, say=lambda text, coloured=False: lines.append(text))
     return "\n".join(lines)
 
 
