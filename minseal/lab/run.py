@@ -243,7 +243,9 @@ class Run:
                     raise UserError(f"{where}: {done.checkpoint!r:.60} is no checkpoint of {name}")
                 if len(mine) != (len(mine) + len(torn) if n is None else n):
                     broken = torn or odd
-                    raise UserError(f"{where}: {len(mine)} trials of {name} are whole, not {n}")
+                    raise UserError(
+                        f"{where}: {len(mine)} trials of {name} are whole, not {n!r:.20}"
+                    )
             except UserError as e:
                 broken.append(str(e))
                 continue
