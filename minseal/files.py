@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import platform
 import secrets
@@ -9,6 +10,7 @@ import shutil
 import stat
 import time
 import weakref
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -45,10 +47,10 @@ def need(package: str, extra: str, what: object = "this") -> ModuleType:
         raise UserError(f"{what} needs the package {name}: {how}") from None
 
 
-def read_text(path: str | Path) -> str:
-    """A file of UTF-8 text, whole."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")  # Windows likes to put a mark in front
+def read_text(path: str | Path, errors: str = "strict") -> str:
+    """A file of UTF-8 text, whole. errors: as in open()."""
+    try:  # Windows likes to put a mark in front
+        return Path(path).read_text(encoding="utf-8-sig", errors=errors)
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except IsADirectoryError:
@@ -87,12 +89,17 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict:
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """{name: tensor} in torch's own format, mapped; never runs code of the file (weights_only)."""
     try:
+        with zipfile.ZipFile(path) as file:
+            if any(part.compress_type for part in file.infolist()):
+                raise ValueError("its parts are packed, and cannot be mapped")
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Views of a few numbers, or none, may claim any size; nothing may grow when it is copied.
+        plain = all(t.is_cpu and t.layout is torch.strided for t in tensors.values())
+        size = sum(math.prod(t.shape) * t.element_size() for t in tensors.values())
     except Exception as e:  # torch.load knows a dozen errors for a file that is none of its own
         raise UserError(f"{path} is missing, damaged or no checkpoint: {first_line(e)}") from None
-    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
-    if not named or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError(f"{path} is no checkpoint: expected names with tensors")
+    if not plain or size > os.path.getsize(path) or not all(type(name) is str for name in tensors):
+        raise UserError(f"{path} is no checkpoint: expected names with tensors, whole in the file")
     return tensors
 
 

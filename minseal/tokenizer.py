@@ -2,7 +2,8 @@
 
 import base64
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import regex  # tiktoken's own dependency
 import tiktoken
 
-from .files import UserError, Writer, read_text, write_text
+from .files import UserError, Writer, first_line, read_text, write_text
 
 # How GPT-2 cuts text into pieces before merging: words keep the space before them.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 END = "<|endoftext|>"
+# A pattern that cuts this in a second, whole, will cut other text: long runs are where patterns
+# that try every way of matching never end.
+PROBE = "The cat's 12 été,\n\n\t中文 😀 e\u0301" + "".join(c * 300 for c in "aA1 \n!_é中")
+LONGEST_GAP = 500_000  # white space characters in a row; at a million tiktoken gives up
 
 # Chat formats: a whole turn, and how the assistant's begins. (Llama 3's strips the text.)
 CHATS = {
@@ -50,29 +55,40 @@ class Tokenizer:
         self.specials = {END: len(ranks)} if specials is None else specials
         self.eot = self.specials.get(END) if eot is None else eot
         self.ends = frozenset(self.specials.values())
-        self._check()
+        with one_line("no tokenizer"):
+            self._check()
+            self.encoding = tiktoken.Encoding(
+                "minseal", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+            )
         self.tokens = {id: token for token, id in ranks.items()} | dict.fromkeys(self.ends, b"")
         self.vocab_size = max(self.tokens) + 1
-        self.encoding = tiktoken.Encoding(
-            "minseal", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
-        )
 
     def _check(self) -> None:
-        ids = [*self.ranks.values(), *self.specials.values()]
+        ids, used = [*self.ranks.values(), *self.specials.values()], [self.eot, *self.bos]
+        with one_line(f"its pattern {self.pattern!r:.60}"):
+            pieces = [match[0] for match in regex.finditer(self.pattern, PROBE, timeout=1)]
         problems = {
-            "ids must be whole numbers from 0": any(type(id) is not int or id < 0 for id in ids),
+            "ids must be whole numbers from 0": any(
+                type(i) is not int or i < 0 for i in ids + used
+            ),
+            "its special tokens must be text": not all(type(t) is str for t in self.specials),
+            "its pattern must cut a text into pieces": "" in pieces or "".join(pieces) != PROBE,
             "two tokens share an id": len(set(ids)) < len(ids),
             "it lacks single bytes": any(bytes([b]) not in self.ranks for b in range(256)),
-            "eot and bos must be special": not self.ends.issuperset([self.eot, *self.bos]),
+            "eot and bos must be special": not self.ends.issuperset(used),
             f"chat is {self.chat!r}, expected one of {[*CHATS]}": self.chat not in ("", *CHATS),
         }
         for problem, is_there in problems.items():
             if is_there:
-                raise UserError(f"no tokenizer: {problem}")
+                raise UserError(problem)
 
     def encode(self, text: str) -> list[int]:
-        """Text, or a part of one, -> ids; never a special token."""
-        return self.encoding.encode_ordinary(text)
+        """Text, or a part of one, -> ids; never a special token. Time is about linear."""
+        with one_line("this text cannot be encoded"):
+            if len(text) < LONGEST_GAP:
+                return self.encoding.encode_ordinary(text)
+            parts = regex.split(rf"(\s{{{LONGEST_GAP}}})", text)
+            return [id for part in parts for id in self.encoding.encode_ordinary(part)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text. Bytes that are no UTF-8 become "\ufffd", special tokens leave no trace.
@@ -127,15 +143,27 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path, settings: dict[str, Any] | None = None) -> "Tokenizer":
         """What files() and settings() gave; without settings, the default ones."""
-        rows = [line.split() for line in read_text(path).splitlines() if line]
+        rows = [line.split(" ") for line in read_text(path).splitlines() if line]
         try:
-            ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
+            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
         except ValueError:
             raise UserError(f"{path}: expected tiktoken's 'BASE64 RANK' on each line") from None
-        try:
-            return cls(ranks, **(settings or {}))
-        except (TypeError, AttributeError, ValueError) as e:
-            raise UserError(f"{path} and its settings: {e}") from None
+        with one_line(f"{path} and its settings"):
+            if len(ranks) < len(rows):
+                raise UserError("a token stands in it twice")
+            return cls(ranks, **({} if settings is None else settings))
+
+
+@contextmanager
+def one_line(where: object) -> Iterator[None]:
+    """What goes wrong inside is told in one line: panics of Rust too, which are no Exceptions."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as e:
+        kind = "" if isinstance(e, UserError) else f"{type(e).__name__}: "
+        raise UserError(f"{where}: {kind}{first_line(e)}") from None
 
 
 def train_ranks(text: str, size: int, pattern: str = GPT2_PATTERN) -> dict[bytes, int]:

@@ -228,7 +228,7 @@ DAMAGED_SETTINGS = {
     "chat is 'irc'": {"chat": "irc"},
     "argument": {"color": "red"},
     "attribute": {"specials": [END]},
-    "regex|[Pp]ars": {"pattern": "("},
+    r"its pattern '\(': .*missing \)": {"pattern": "("},
     "iterable": {"bos": 3},
 }
 

@@ -2,68 +2,172 @@
 
 import itertools
 import re
+from bisect import bisect_right
+from itertools import accumulate, pairwise
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
-from ..files import UserError, read_text
+from ..files import UserError, first_line, need, read_text
 from ..tasks.knowledge import Knowledge, Note, Question, line_of
 from ..tasks.passages import Passage
 from ..tokenizer import Tokenizer
 
 Notes = dict[int, list[Note | Question]]  # a section's number, from 1 -> its notes
 
-# Where a text may be cut, the best places first: (pattern, what joins the pieces again).
-PARAGRAPHS, SENTENCES = (r"\n\n+", "\n\n"), (r"(?<=[.!?])\s+", " ")
-WORDS, LETTERS = (r"\s+", " "), (r"(?<=.)(?=.)", "")
+MARKDOWN = (".md", ".markdown", ".mdown", ".mkd", ".mkdn", ".mdx", ".rmd", ".qmd")
+TITLE = 200  # letters; a longer heading stays text: it would stand above every note
+# YAML or TOML between two lines at the very beginning of Markdown, and a title in it.
+FRONT = re.compile(r"(---|\+\+\+)[ \t]*\n(?=\S)(.*?)^(?:\1|\.\.\.)[ \t]*$", re.M | re.S)
+KEY = re.compile(r"^(?:(title)|[^\s:=]+)[ \t]*[:=][ \t]*['\"]?(\w.{,198})?", re.M)
+
+# Where a text may be cut, the best places first, and what joins the pieces again; then in halves.
+WIDE = "\u3000-\u30ff\u3400-\u9fff\uff00-\uffef"  # Chinese and Japanese, written without spaces
+STOPS = "。！？｡।॥۔؟።။។"
+CUTS = (
+    (r"\n\n+", "\n\n"),
+    (r"\n", "\n"),
+    (rf"(?<=[.!?{STOPS}])\s+", " "),
+    (rf"(?<=[{STOPS}])(?=[^{STOPS}」』”’）])", ""),
+    (r"\s+", " "),
+)
+
+# What is no text, or not marked up as Markdown is: (name, first bytes, suffixes, the way out).
+PANDOC, OFFICE = "`pandoc -t gfm {0} -o {0}.md`", "`soffice --convert-to txt:Text {0}`"
+COMMENTS = rb"(<\?xml[^>]*>\s*|<!--((?!-->).)*-->\s*)*"
+PACKED = rb"PK\x03\x04|\x1f\x8b|BZh\d1AY|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!\x1a"
+FORMATS = (
+    ("PDF", rb"%PDF-", "pdf", "`pdftotext {0}`"),
+    ("PostScript", rb"%!PS", "ps eps", "`ps2ascii {0} {0}.txt`"),
+    ("RTF", rb"\s*\{\\rtf", "rtf", PANDOC),
+    ("a notebook", rb'\s*\{\s*"(?=.*"nbformat"\s*:)', "ipynb", PANDOC),
+    ("JSON", rb'\s*(\[\s*)?\{\s*"', "json jsonl", "write its text to a file"),
+    ("HTML", rb"\s*%b<(!doctype html|html|head|body)\b" % COMMENTS, "html htm xhtml", PANDOC),
+    ("XML", rb"\s*%b<(\?xml|!doctype|svg)\b" % COMMENTS, "xml svg", "write its text to a file"),
+    ("LaTeX", rb"\s*(%[^\n]*\n\s*)*\\(documentclass|begin\{)", "tex latex", PANDOC),
+    ("EPUB", rb"PK\x03\x04.*application/epub", "epub", PANDOC),
+    ("OpenDocument", rb"PK\x03\x04.*application/vnd\.oasis", "odt ods odp", PANDOC),
+    ("Word, Excel or PowerPoint", rb"PK\x03\x04.*(word|xl|ppt)/", "docx xlsx pptx", OFFICE),
+    ("an old Office file", rb"\xd0\xcf\x11\xe0", "doc xls ppt", OFFICE),
+    ("an archive", PACKED, "zip gz tgz tar bz2 xz zst 7z rar", "unpack it"),
+    ("a picture", rb"\x89PNG|\xff\xd8\xff|GIF8\da|II\*\0|MM\0\*", "png jpg jpeg gif tif webp", ""),
+    ("subtitles", rb"WEBVTT\b|(\d+\s+)?[\d:]{8}[,.]\d{3} -->", "srt vtt", "keep what is said"),
+    ("UTF-16", rb"\xff\xfe|\xfe\xff", "", "`iconv -f UTF-16 -t UTF-8 {0} > {0}.txt`"),
+    ("a table", rb"(?!)", "csv tsv", "write sentences that say what is in it"),
+    ("binary", rb".*\0", "", ""),
+)
 
 
 def read_document(path: str) -> str:
-    """A text or Markdown file with words in it."""
-    text = read_text(path)
-    if "\0" in text or not re.search(r"\w", text):
-        what = "binary" if "\0" in text else "empty"
-        raise UserError(f"{path} is {what}; expected a text or Markdown file with words in it")
+    """A text or Markdown file with words in it; another format is refused by its name."""
+    text = read_text(path, errors="surrogateescape")  # what is no UTF-8 tells what it is instead
+    raw = text.encode(errors="surrogateescape")
+    rows = [row for row in FORMATS if re.match(row[1], raw, re.S | re.I)]
+    rows += [row for row in FORMATS if Path(path).suffix.lower()[1:] in row[2].split()]
+    if not re.search(r"\w", text):
+        rows = [("empty", b"", "", "")]
+    elif not rows and re.search("[\udc80-\udcff]", text):
+        rows = [
+            ("no UTF-8", b"", "", "`iconv -f WINDOWS-1252 -t UTF-8 {0} > {0}.txt`, or the like")
+        ]
+    if rows:
+        (what, *_, way), told = rows[0], "expected a text or Markdown file with words in it"
+        raise UserError(f"{path} is {what}; {told}{way and ': ' + way.format(quote(path))}")
     return text
 
 
 def split_document(tokenizer: Tokenizer, name: str, text: str, most: int) -> list[Passage]:
-    """A document -> passages of at most `most` tokens, cut at headings, then as cut_text() does."""
-    chapters: list[tuple[str, list[str]]] = [(Path(name).stem.replace("_", " "), [])]
-    in_code = False
-    for line in map(str.strip, text.split("\n")):
-        in_code ^= line.startswith("```")  # a '#' in a code block is no heading
-        heading = None if in_code else re.match(r"#{1,6}\s+(.*)", line)
-        if heading:
-            chapters.append((heading[1].strip(), []))
-        else:
-            chapters[-1][1].append(line)
+    """A document -> passages of at most `most` tokens: cut at the headings of Markdown, which the
+    file's suffix tells from plain text without headings, then as cut_text() does."""
+    title = Path(name).stem.replace("_", " ")
+    if Path(name).suffix.lower() in MARKDOWN:
+        chapters = split_markdown(title, text)
+    else:
+        lines = "\n".join(map(str.strip, text.split("\n")))
+        chapters = [(title, "\n\n".join(map(one_line, re.split(r"\n\n+", lines))))]
     sections: list[Passage] = []
-    for title, lines in chapters:
-        paragraphs = re.split(r"\n\n+", "\n".join(lines).strip("\n"))
-        body = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+    for title, body in chapters:
+        body = re.sub(r"\n\n+", "\n\n", body).strip("\n")
         for piece in cut_text(tokenizer, body, most):
             sections.append(Passage(f"{name}, section {len(sections) + 1}", title, piece, ()))
     return sections
 
 
+def split_markdown(title: str, text: str) -> list[tuple[str, str]]:
+    """Markdown, as CommonMark has it -> (title, text) of what stands under each heading.
+
+    Each paragraph becomes one line; code, tables, lists and quotes keep theirs. A heading inside
+    a list or a quote is a part of it and stays text. Front matter gives no more than the title.
+    """
+    parser = need("markdown_it", "weights", "learning Markdown").MarkdownIt("commonmark")
+    front = FRONT.match(text)
+    keys = [(key[1], key[2]) for key in KEY.finditer(front[2])] if front else []
+    if keys:
+        title = next(
+            (value.strip(" \t'\"") for is_title, value in keys if is_title and value), title
+        )
+        text = text[front.end() :]
+    lines = list(map(str.rstrip, text.split("\n")))
+    env, blocks, done = {}, [], 0
+    parser.block.parse(text, parser, env, blocks)
+    chapters: list[tuple[str, list[str]]] = [(title, [])]
+    for block, inside in pairwise(blocks):
+        if block.level or block.type not in ("heading_open", "paragraph_open"):
+            continue
+        first, end = block.map
+        chapters[-1][1].extend(lines[done:first])
+        part, done = lines[first:end], end
+        if block.type == "heading_open" and len(inside.content) <= TITLE:
+            words = plain(parser.parseInline(inside.content, env)[0].children)
+            chapters.append((words or chapters[-1][0], []))
+        elif len(part) > 1 and not set(part[1]) <= set(" \t:|-"):  # below a table's first line
+            chapters[-1][1].append(one_line("\n".join(part)))
+        else:
+            chapters[-1][1].extend(part)
+    chapters[-1][1].extend(lines[done:])
+    return [(title, "\n".join(lines)) for title, lines in chapters]
+
+
+def plain(tokens: list[Any]) -> str:
+    """The words of a heading, without markup."""
+    words = (plain(t.children) if t.children else t.content for t in tokens if "html" not in t.type)
+    return " ".join("".join(word or " " for word in words).split())
+
+
+def one_line(paragraph: str) -> str:
+    """Its lines joined by spaces, but not where Chinese or Japanese goes on."""
+    lines = "\n".join(map(str.strip, paragraph.split("\n")))
+    return re.sub(rf"(?<=[{WIDE}])\n(?=[{WIDE}])", "", lines).replace("\n", " ")
+
+
 def cut_text(
-    tokenizer: Tokenizer,
-    text: str,
-    most: int,
-    cuts: tuple[tuple[str, str], ...] = (PARAGRAPHS, SENTENCES, WORDS, LETTERS),
+    tokenizer: Tokenizer, text: str, most: int, cuts: tuple[tuple[str, str], ...] = CUTS
 ) -> list[str]:
     """A text in pieces of at most `most` tokens: whole if it fits, else its paragraphs, as many
-    together as fit, else sentences, else words, else letters."""
-    if not text.strip() or len(tokenizer.encode(text)) <= most:
+    together as fit, else lines, else sentences, else words, else halves."""
+    if len(text) < 2 or not text.strip() or len(tokenizer.encode(text)) <= most:
         return [text] if text.strip() else []
-    (pattern, joint), *finer = cuts
-    out: list[str] = []
-    for whole in re.split(pattern, text):
-        for part in cut_text(tokenizer, whole, most, tuple(finer)):
-            if out and len(tokenizer.encode(out[-1] + joint + part)) <= most:
-                out[-1] += joint + part
-            else:
-                out.append(part)
-    return out
+    while cuts and not re.search(cuts[0][0], text):
+        cuts = cuts[1:]
+    half = len(text) // 2
+    joint = cuts[0][1] if cuts else ""
+    wholes = re.split(cuts[0][0], text) if cuts else [text[:half], text[half:]]
+    parts = [part for whole in wholes for part in cut_text(tokenizer, whole, most, cuts[1:])]
+    ends = [0, *accumulate(len(tokenizer.encode(part)) for part in parts)]
+
+    def fit(start: int, end: int) -> bool:
+        return len(tokenizer.encode(joint.join(parts[start:end]))) <= most
+
+    pieces, start = [], 0
+    while start < len(parts):
+        end = max(bisect_right(ends, ends[start] + most) - 1, start + 1)  # a guess, mended below
+        while end > start + 1 and not fit(start, end):
+            end -= 1
+        while end < len(parts) and fit(start, end + 1):
+            end += 1
+        pieces.append(joint.join(parts[start:end]))
+        start = end
+    return pieces
 
 
 def notes_as_text(sections: list[Passage], notes: Notes) -> str:
@@ -77,13 +181,16 @@ def notes_as_text(sections: list[Passage], notes: Notes) -> str:
 
 def read_notes(task: Knowledge, path: str) -> Notes:
     """The notes in a file that notes_as_text() made."""
-    before, *parts = re.split(r"^## Section (\d+):.*$", read_text(path), flags=re.MULTILINE)
+    before, *parts = re.split(r"^## Section (\S*?):.*$", read_text(path), flags=re.MULTILINE)
     if not parts or before.strip():
         told = f"{path} does not begin with a line '## Section 1: ...'"
         raise UserError(f"{told}: expected notes as `minseal learn` writes them")
     notes: Notes = {}
-    for number, text in zip(map(int, parts[::2]), parts[1::2]):
-        if number in notes:
+    for given, text in zip(parts[::2], parts[1::2]):
+        if not re.fullmatch("0*[1-9][0-9]{0,8}", given):
+            told = f"{path} has a line '## Section {given[:20]}:'"
+            raise UserError(f"{told}: expected the number of a section, from 1")
+        if (number := int(given)) in notes:
             raise UserError(f"{path} holds section {number} twice")
         notes[number] = [task.read_note(line.strip()) for line in text.split("\n") if line.strip()]
     return notes
@@ -91,6 +198,9 @@ def read_notes(task: Knowledge, path: str) -> Notes:
 
 def keep_older(path: Path, given: str) -> None:
     """What is there stays beside what comes, notes.md as notes-1.md; but not the file given."""
-    if path.exists() and path.resolve() != Path(given).resolve():
-        names = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1))
-        path.rename(next(name for name in names if not name.exists()))
+    try:
+        if path.exists() and path.resolve() != Path(given).resolve():
+            names = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1))
+            path.rename(next(name for name in names if not name.exists()))
+    except OSError as e:
+        raise UserError(f"cannot give {path} another name: {first_line(e)}") from None

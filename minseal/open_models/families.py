@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..files import UserError
-from ..model import GPTConfig
+from ..model import GPTConfig, rope_frequencies
 from ..tokenizer import Tokenizer
 
 
@@ -26,7 +26,6 @@ class Family:
     names: dict  # our layer -> theirs
     expected: dict  # key -> the value it must have, if it is there; else it is another model
     transposed: tuple = ()  # layers that it stores as (in, out)
-    unused: str = ""  # tensors that carry nothing: a pattern
     prefix: str = ""  # in front of the names of all tensors but the head's
 
 
@@ -84,13 +83,11 @@ FAMILIES = {family.name: family for family in (
         {"activation_function": "gelu_new", "scale_attn_weights": True,
          "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-        unused=r"h\.\d+\.attn\.(masked_)?bias",
         prefix="transformer.",
     ),
     Family(  # Llama 3 and SmolLM2
         "llama", "LlamaForCausalLM", LLAMA, LLAMA_KEYS, LLAMA_NAMES,
         {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
-        unused=r".*rotary_emb\.inv_freq",
     ),
     Family(
         "qwen2", "Qwen2ForCausalLM", LLAMA | {"qkv_bias": True}, LLAMA_KEYS, LLAMA_NAMES,
@@ -119,6 +116,23 @@ class Stored:
     shape: tuple[int, ...]
     dtype: torch.dtype | str  # a str: the file's word for numbers that are no weights
     read: Callable[[], Tensor]
+
+
+def _is_causal_mask(t: Tensor, config: GPTConfig) -> bool:
+    return t.dim() == 4 and torch.equal(t[0, 0] != 0, torch.ones_like(t[0, 0]).tril() != 0)
+
+
+def _are_frequencies(t: Tensor, config: GPTConfig) -> bool:
+    if t.shape != (config.head_dim // 2,):
+        return False
+    return torch.allclose(t.double(), rope_frequencies(config), rtol=0.01, atol=1e-6)  # in 16 bits
+
+
+UNUSED = {  # tensors of older files that are made of the settings: name -> whether it is as made
+    r"h\.\d+\.attn\.bias": _is_causal_mask,
+    r"h\.\d+\.attn\.masked_bias": lambda t, config: bool((t < -1000).all()),
+    r"(model\.)?.*rotary_emb\.inv_freq": _are_frequencies,
+}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """GGUF files, through the package `gguf`: tensors come out as float32, whatever they lie in."""
 
 import re
+import struct
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from ..model import GPTConfig, rope_frequencies
 from .families import FAMILIES, GGUF_KEYS, GGUF_NAMES, Place, Source, Stored, place_of
 from .tokenizers import tokenizer_of_gguf
 
+MOST_PARTS = 2**17  # values in a header, an array counted as one; the largest Llama has 10,000
 GPT2_NAMES = GGUF_NAMES | {f".attn.{part}": f".attn_qkv[{i}]" for i, part in enumerate("qkv")}
 
 
@@ -60,7 +63,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     gguf = need("gguf", "weights", what=path)
     tensors = {}
     try:
-        reader = gguf.GGUFReader(path, "c")  # copy on write: torch wants writable memory
+        reader = _make_reader(gguf)(path, "c")  # copy on write: torch wants writable memory
         fields = {key: field.contents() for key, field in reader.fields.items()}
         for t in reader.tensors:
             shape = tuple(int(n) for n in reversed(t.shape))  # GGUF's fastest dimension is first
@@ -68,6 +71,40 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     except Exception as e:  # a damaged file meets whatever NumPy has against it
         raise UserError(f"{path} is damaged, or no GGUF file: {first_line(e)}") from None
     return fields, tensors
+
+
+def _make_reader(gguf: ModuleType) -> type:
+    """The package's reader; no count in a file sends it beyond the end, or on for long."""
+    ARRAY, STRING = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
+
+    class Reader(gguf.GGUFReader):
+        left = MOST_PARTS
+
+        def _get(self, offset, dtype, count=1, override_order=None):
+            self.left -= 1
+            if self.left < 0:
+                raise ValueError(f"its header has more than {MOST_PARTS} parts")
+            order = np.dtype(dtype).newbyteorder(override_order or self.byte_order)
+            return np.frombuffer(self.data, order, int(count), int(offset))
+
+        def _get_field_parts(self, orig_offs, raw_type):
+            if raw_type != ARRAY:
+                return super()._get_field_parts(orig_offs, raw_type)
+            kind = gguf.GGUFValueType(self._get(orig_offs, np.uint32)[0])
+            n, begin, parts = int(self._get(orig_offs + 4, np.uint64)[0]), orig_offs + 12, []
+            if kind in self.gguf_scalar_to_np:  # an array of numbers is one part
+                parts.append(self._get(begin, self.gguf_scalar_to_np[kind], n))
+            elif kind != STRING or n > 2**20:  # the largest vocabularies have a quarter of that
+                raise ValueError("it has an array of arrays, or of a million strings")
+            size, data = sum(part.nbytes for part in parts), memoryview(self.data)
+            length_as = ">Q" if self.byte_order == "S" else "=Q"  # S: swapped
+            while kind == STRING and len(parts) < n:
+                (length,) = struct.unpack_from(length_as, data, begin + size)
+                parts.append(data[begin + size + 8 :][:length])
+                size += 8 + length
+            return 12 + size, parts, list(range(len(parts))), [ARRAY, kind]
+
+    return Reader
 
 
 def _dequantise(path: Path, t: Any, shape: tuple[int, ...]) -> Tensor:
@@ -80,10 +117,12 @@ def _dequantise(path: Path, t: Any, shape: tuple[int, ...]) -> Tensor:
 
 def add_rope_scaling(config: GPTConfig, factors: Tensor, path: Path) -> GPTConfig:
     """The settings of Llama 3's rope scaling, which GGUF keeps as divisors of the frequencies."""
+    if factors.shape != (config.head_dim // 2,):  # or head_dim may be a number of gigabytes
+        raise UserError(f"{path}: rope_freqs.weight does not fit a head_dim of {config.head_dim}")
     plain = rope_frequencies(config)
     for factor in (8.0, 32.0):  # Llama 3.1, Llama 3.2
         scaled = replace(config, rope_scaling=(factor, 1.0, 4.0, 8192))
         found = plain / rope_frequencies(scaled)
-        if factors.shape == plain.shape and torch.allclose(found, factors.double(), rtol=1e-4):
+        if torch.allclose(found, factors.double(), rtol=1e-4):
             return scaled
     raise UserError(f"{path}: rope_freqs.weight is not the rope scaling of Llama 3.1 or 3.2")

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from .. import checkpoint
 from ..files import UserError, first_line, need, read_json
 from ..model import GPT, GPTConfig, rope_table
 from ..tokenizer import Tokenizer
-from .families import FAMILIES, LLAMA3_ROPE, Family, Place, Source, Stored, place_of
+from .families import FAMILIES, LLAMA3_ROPE, UNUSED, Family, Place, Source, Stored, place_of
 from .gguf import open_gguf
 from .safetensors import read_shards
 from .tokenizers import read_tokenizer
@@ -52,6 +53,9 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> tuple
     with torch.no_grad():
         for ours, stored, place in bar:
             parameters[ours].copy_(place.turn(stored.read()))
+            if not checkpoint.is_finite(parameters[ours]):
+                what = f"in {parameters[ours].dtype} the numbers of {place.name} are not finite"
+                raise UserError(f"{path} is damaged: {what}")
     return model.eval(), disk.tokenizer
 
 
@@ -78,32 +82,36 @@ def find(source: str | Path) -> Path:
 def match(source: Source, path: Path) -> list[tuple[str, Stored, Place]]:
     """[(our parameter, what fills it, how), ...]: every parameter and tensor, or a UserError.
 
-    Shapes are followed on the meta device: that costs neither memory nor reading.
+    Shapes are followed on the meta device: that costs neither memory nor reading. Nothing is made
+    here, or later, whose size only the configuration says.
     """
-    n_layer, tensors, parts = source.config.n_layer, source.tensors, []
-    if n_layer > len(tensors):
-        raise UserError(f"{path}: {len(tensors)} tensors are too few for {n_layer} blocks")
+    config, tensors, parts = source.config, source.tensors, []
     with torch.device("meta"):
         try:
-            model = GPT(source.config)
+            model = GPT(replace(config, n_layer=1))  # all blocks are alike
         except RuntimeError as e:  # sizes beyond every number of bytes
             raise UserError(f"{path}: its configuration is no model's: {first_line(e)}") from None
-        for ours, parameter in model.named_parameters():
-            place = source.place(ours)
-            stored = tensors.get(place.name)
-            if stored is None:
-                raise UserError(f"{path}: the tensor {place.name} is missing, {ours} needs it")
-            try:
-                shape = place.turn(torch.empty(stored.shape)).shape
-            except (RuntimeError, TypeError, IndexError):  # it cannot be turned at all
-                shape = None
-            if shape != parameter.shape or stored.dtype not in DTYPES.values():
-                there = f"{place.name} of shape {stored.shape} in {stored.dtype}"
-                here = f"{ours} of shape {tuple(parameter.shape)}"
-                raise UserError(f"{path}: {there} cannot be {here}")
-            parts.append((ours, stored, place))
+        for first, parameter in model.named_parameters():
+            for i in range(config.n_layer if first.startswith("blocks.") else 1):
+                ours = first.replace("blocks.0.", f"blocks.{i}.")
+                place = source.place(ours)
+                stored = tensors.get(place.name)
+                if stored is None:
+                    raise UserError(f"{path}: the tensor {place.name} is missing, {ours} needs it")
+                try:  # [:3]: a shape may have thousands of dimensions
+                    shape = place.turn(torch.empty(stored.shape[:3])).shape
+                except (RuntimeError, TypeError, IndexError):  # it cannot be turned at all
+                    shape = None
+                if shape != parameter.shape or stored.dtype not in DTYPES.values():
+                    there = f"{place.name} of shape {stored.shape!s:.60} in {stored.dtype}"
+                    here = f"{ours} of shape {tuple(parameter.shape)}"
+                    raise UserError(f"{path}: {there} cannot be {here}")
+                parts.append((ours, stored, place))
     if left := sorted(tensors.keys() - {place.name for _, _, place in parts}):
-        raise UserError(f"{path}: its config has no place for the tensor {left[0]!r}")
+        raise UserError(f"{path}: its config has no place for the tensor {left[0]!r:.160}")
+    if config.position == "rope":
+        size = sum(math.prod(stored.shape) for _, stored, _ in parts)
+        checkpoint.check_positions(config, size, path)
     return parts
 
 
@@ -146,17 +154,29 @@ def open_hugging_face(path: Path) -> Source:
     if not where.is_file():
         raise UserError(f"no model at {path}: {EXPECTED}")
     family, config = from_hugging_face(read_json(where), where)
-    tensors = {}
-    for name, stored in read_shards(path).items():
-        name = name.removeprefix("transformer.")
-        tied = config.tied and name == "lm_head.weight"
-        if not tied and not re.fullmatch(family.unused, name):
-            tensors[name] = stored
+    found = read_shards(path)
+    tensors = {name.removeprefix(family.prefix): stored for name, stored in found.items()}
+    if len(tensors) < len(found):
+        raise UserError(f"{path}: some tensors are there twice, with {family.prefix} and without")
+    for name, stored in list(tensors.items()):
+        for pattern, is_as_made in UNUSED.items():
+            if re.fullmatch(pattern, name) and is_as_made(stored.read(), config):
+                del tensors[name]
+    wte, head = (f"{family.names[ours]}.weight" for ours in ("wte", "head"))
+    if config.tied and head in tensors:  # as in transformers: one that differs is no tied one
+        if wte not in tensors or _are_equal(tensors[wte], tensors[head]):
+            tensors.setdefault(wte, tensors.pop(head))
+        else:
+            config = replace(config, tied=False)
 
     def place(ours: str) -> Place:
         return place_of(ours, family.names, family.transposed)
 
     return Source(config, tensors, read_tokenizer(path), place)
+
+
+def _are_equal(a: Stored, b: Stored) -> bool:
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.equal(a.read(), b.read())
 
 
 def from_hugging_face(about: dict[str, Any], where: object) -> tuple[Family, GPTConfig]:
@@ -179,7 +199,10 @@ def from_hugging_face(about: dict[str, Any], where: object) -> tuple[Family, GPT
         values = {ours: about.get(theirs) for ours, theirs in family.keys.items()}
         values = {ours: value for ours, value in values.items() if value is not None}
         if scaling == "llama3":
-            values["rope_scaling"] = tuple(rope[key] for key in LLAMA3_ROPE)
+            # Also beside rope_scaling, where it counts; by default the longest text of all.
+            original = about.get(LLAMA3_ROPE[-1]) or rope.get(LLAMA3_ROPE[-1])
+            original = original or about.get("max_position_embeddings")
+            values["rope_scaling"] = (*(rope[key] for key in LLAMA3_ROPE[:-1]), original)
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{where}: rope_parameters must have {', '.join(LLAMA3_ROPE)}") from None
     return family, checkpoint.make_config(values | family.settings, where, family.keys)

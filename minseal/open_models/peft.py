@@ -1,20 +1,41 @@
 """Adapters on disk, in PEFT's format: adapter_config.json and adapter_model.safetensors."""
 
-import re
+import math
 from pathlib import Path
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import is_finite
 from ..files import UserError, first_line, read_json, write_folder, write_json
 from ..lora import TARGETS, Adapters, LoRAConfig, attach
 from ..model import GPT
 from .families import Stored, family_of, place_of
-from .safetensors import read_safetensors, write_safetensors
+from .safetensors import FLOATS, read_safetensors, write_safetensors
 
-# With other values of these, an adapter is more than y = x W^T + scale (x A^T) B^T.
-PLAIN = {"use_dora": False, "use_rslora": False, "bias": "none", "modules_to_save": None}
+# Settings of PEFT that leave an adapter y = x W^T + scale (x A^T) B^T on the model as it is. Any
+# other that has a value, known or yet to be invented, makes it something else: it is refused.
+OF_ANY_VALUE = {
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern"),  # read below
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # as stored
+    *("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "task_type"),
+    *("lora_dropout", "inference_mode", "fan_in_fan_out", "ensure_weight_tying", "runtime_config"),
+    # These count only beside a setting that is refused.
+    *("megatron_core", "qalora_group_size"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+}
+OF_SOME_VALUES = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_rslora": (True,),
+    # Others (pissa, olora, corda, loftq, lora_ga) take from the base what they give the adapter.
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal", "mica"),
+}
+NO_VALUE = (None, False, "", [], {})
+SECONDS = 0.1  # that a pattern may take for a name: one that tracks back could take for ever
+LARGEST = 2**24  # numbers in an adapter, whatever the size of the model
 
 
 def save_adapter(
@@ -77,22 +98,25 @@ def load_adapter(
         if not file.is_file():
             raise UserError(f"no adapter at {path}: it has no {file.name}")
     settings = read_json(path / "adapter_config.json")
-    for key, value in (PLAIN | {"peft_type": "LORA"}).items():
-        if settings.get(key, value) not in (value, [], None):
-            raise UserError(f"{path}: {key} is {settings[key]!r}; expected {value!r}")
+    for key, value in settings.items():
+        if key not in OF_ANY_VALUE and value not in (*NO_VALUE, *OF_SOME_VALUES.get(key, ())):
+            how = "expected plain LoRA (let peft merge it, or convert it to that)"
+            raise UserError(f"{path}: {key!r:.60} is {value!r:.60}; {how}")
     base = settings.get("base_model_name_or_path")
-    other = f"{path} was made for another model ({base}) than {name}"
-    try:
-        here = fingerprint(model)
-        there = read_json(ours).get("fingerprint", here) if ours.is_file() else here
-        if not torch.allclose(torch.tensor(there), torch.tensor(here), rtol=0.05, atol=1e-3):
-            raise UserError(f"{other}: their weights differ")
-        pairs, scale = _match(settings, read_safetensors(weights), model, other)
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError, re.error) as e:
-        raise UserError(f"{path} is damaged: {type(e).__name__} {first_line(e)}") from None
+    other = f"{path} was made for another model ({base!r:.80}) than {name}"
+    here = fingerprint(model)
+    there = read_json(ours).get("fingerprint", here) if ours.is_file() else here
+    if not isinstance(there, list) or len(there) != len(here) or not all(map(is_number, there)):
+        raise UserError(f"{ours}: fingerprint is {there!r:.60}; expected {len(here)} numbers")
+    if not torch.allclose(torch.tensor(there), torch.tensor(here), rtol=0.05, atol=1e-3):
+        raise UserError(f"{other}: their weights differ")
+    ranks = _Ranks(settings, path)
+    pairs = _match(ranks, read_safetensors(weights), model, other)
     R = max(len(A) for A, _ in pairs.values())
+    if R * sum(len(B) + A.shape[1] for A, B in pairs.values()) > max(LARGEST, 2 * model.size()):
+        raise UserError(f"{path}: a rank of {R} would make it larger than the model")
     targets = tuple(t for t in TARGETS if any(layer.endswith(f".{t}") for layer in pairs))
-    config = LoRAConfig(R, scale * R, targets)
+    config = LoRAConfig(R, ranks.scale * R, targets)
     adapters = attach(model, 1, config)
     state = adapters.state()  # B is 0: what is not filled changes nothing, and can still learn
     for layer, (A, B) in pairs.items():
@@ -103,43 +127,84 @@ def load_adapter(
 
 
 def _match(
-    settings: dict[str, Any], found: dict[str, Stored], model: GPT, other: str
-) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
-    """({our layer: (A, B)}, the scale of all): a layer's own scale goes into its B."""
+    ranks: "_Ranks", found: dict[str, Stored], model: GPT, other: str
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """{our layer: (A, B)}; what a layer's own scale is over that of all goes into its B."""
     family = family_of(model.config)
-    pairs, used, scale = {}, set(), settings["lora_alpha"] / settings["r"]
+    pairs, used = {}, set()
     for layer, module in model.blocks.named_modules(prefix="blocks"):
         if not isinstance(module, nn.Linear):
             continue
         place = place_of(f"{layer}.weight", family.names)
-        theirs = place.name.removesuffix(".weight")
-        names = [f"base_model.model.{family.prefix}{theirs}.lora_{ab}.weight" for ab in "AB"]
-        if names[0] not in found:
+        theirs = family.prefix + place.name.removesuffix(".weight")
+        names = [f"base_model.model.{theirs}.lora_{ab}.weight" for ab in "AB"]
+        if found.keys().isdisjoint(names):
             continue
-        A, B = (found[name].read().float() for name in names)  # (R, in), (out, R)
-        B = B * (_alpha(settings, theirs) / len(A) / scale)  # (out, R)
-        if place.third is not None and len(B) == 3 * module.out_features:
+        R, scale = ranks.of(theirs)
+        fused = 1 if place.third is None else 3  # GPT-2's q, k and v are one layer there
+        expected = [(R, module.in_features), (fused * module.out_features, R)]
+        parts = [found.get(name) for name in names]
+        shapes = [s.shape if s and s.dtype in FLOATS.values() else None for s in parts]
+        if shapes != expected:
+            raise UserError(f"{other}: {theirs} has {shapes!s:.60}; expected {expected}")
+        A, B = (part.read().float() for part in parts)  # (R, in), (out, R)
+        B = B * (scale / ranks.scale)  # (out, R)
+        if not (is_finite(A) and is_finite(B)):
+            raise UserError(f"{ranks.path}: numbers of {theirs} are not finite: it is damaged")
+        if fused > 1:
             B = B.chunk(3)[place.third]  # (out, R)
             mine = B.any(0)  # (R,), q, k and v side by side: take back this one's part
             if not mine.any():  # no part yet (a fresh adapter): any columns will do
-                mine[: settings["r"]] = True
+                mine[: ranks.rank] = True
             A, B = A[mine], B[:, mine]  # (fewer R, in), (out, fewer R)
-        if A.shape[1] != module.in_features or tuple(B.shape) != (module.out_features, len(A)):
-            raise UserError(f"{other}: the shapes of {theirs} do not fit {layer}")
         pairs[layer] = A, B
         used.update(names)
     if not pairs or used != found.keys():
         left = sorted(found.keys() - used)[:1]
-        raise UserError(f"{other}, or adapts more than its blocks: no place for {left}")
-    return pairs, scale
+        raise UserError(f"{other}, or adapts more than its blocks: no place for {left!s:.160}")
+    return pairs
 
 
-def _alpha(settings: dict[str, Any], layer: str) -> float:
-    """A layer's own alpha, or the one of all."""
-    for key, alpha in (settings.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({key})$", layer):
-            return alpha
-    return settings["lora_alpha"]
+class _Ranks:
+    """Each layer's rank and scale, as PEFT takes them from an adapter_config.json."""
+
+    def __init__(self, settings: dict[str, Any], path: Path) -> None:
+        self.path, self.root = path, settings.get("use_rslora")
+        self.tables = []  # (rank or alpha of all, [(a layer's pattern, its own), ...])
+        for key, kind in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+            default, own = settings.get(key, 8), settings.get(kind) or {}  # 8 is PEFT's default
+            if not isinstance(own, dict) or len("".join(own)) > 2**16:
+                raise UserError(f"{path}: {kind} is {own!r:.60}; expected names with numbers")
+            # {60000} makes a pattern so many times as large.
+            counts = (regex.findall(r"[{,]0*([1-9]\d*)", pattern) for pattern in own)
+            if any(math.prod(int(n[:4]) for n in some) > 1000 for some in counts):
+                raise UserError(f"{path}: {kind} has a pattern that counts too far")
+            for name, value in {key: default, **own}.items():
+                if not is_number(value) or key == "r" and (type(value) is not int or value < 1):
+                    expected = "a whole number above 0" if key == "r" else "a number"
+                    raise UserError(f"{path}: {name!r:.60} is {value!r:.60}; expected {expected}")
+            try:  # the expression of PEFT's get_pattern_key()
+                patterns = [(regex.compile(rf"(.*\.)?({p})$"), value) for p, value in own.items()]
+            except (regex.error, RuntimeError) as e:
+                raise UserError(f"{path}: {kind} has no pattern: {first_line(e)}") from None
+            self.tables.append((default, patterns))
+        self.rank, self.scale = self.of("")  # of all
+        self.scale = self.scale or 1.0  # with 0 nothing would learn
+
+    def of(self, layer: str) -> tuple[int, float]:
+        """(rank, scale) of a layer, by its full name in PEFT; of all layers without a name."""
+        try:
+            rank, alpha = (
+                next((own for p, own in patterns if p.match(layer, timeout=SECONDS)), default)
+                for default, patterns in self.tables
+            )
+        except TimeoutError:
+            raise UserError(f"{self.path}: a pattern takes too long for {layer}") from None
+        return rank, alpha / (math.sqrt(rank) if self.root else rank)
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e18
 
 
 def fingerprint(model: GPT) -> list[float]:

@@ -8,19 +8,33 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import UserError, Writer, first_line, need
+from ..files import UserError, Writer, first_line, need, read_json
 from .families import Stored
 
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 def read_shards(folder: Path) -> dict[str, Stored]:
     """{name: Stored} of a folder: of model.safetensors, or of the shards that it was cut into.
 
-    The index beside the shards is not read: match() in load.py finds what is missing or too much.
+    A whole file comes first, then the shards in the index beside them, as in transformers; without
+    an index all shards. match() in load.py finds what is missing or too much.
     """
-    single = folder / "model.safetensors"
-    files = [single] if single.is_file() else sorted(folder.glob("model-*.safetensors"))
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    files = sorted(folder.glob("model-*.safetensors"))
+    if single.is_file():
+        files = [single]
+    elif index.is_file():
+        file_of = read_json(index).get("weight_map")
+        names = list(file_of.values()) if isinstance(file_of, dict) else []
+        if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+            raise UserError(f"{index}: expected a weight_map from tensors to files beside it")
+        files = sorted(folder / name for name in set(names))
     if not files:
         how = "pickles can run code and are refused; save it with safe_serialization=True"
         raise UserError(f"{folder} has no {single.name} ({how})")

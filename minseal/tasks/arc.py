@@ -10,7 +10,7 @@ from typing import Any
 from ..files import UserError, need, read_json
 
 Grid = tuple[tuple[int, ...], ...]  # rows of colours 0-9, at most MAX_SIDE x MAX_SIDE
-MAX_SIDE = 30
+MAX_SIDE, MAX_PAIRS = 30, 100  # training puzzles leave two pairs out: that many squared
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,8 @@ def _pairs(values: Any, where: str, keeps_back: bool = False) -> tuple[Pair, ...
     """keeps_back: an output may be missing."""
     if not isinstance(values, list) or not values:
         raise UserError(f"{where}: expected a list of {{input, output}}, got {_brief(values)}")
+    if len(values) > MAX_PAIRS:
+        raise UserError(f"{where}: {len(values)} pairs; expected at most {MAX_PAIRS}")
     pairs = []
     for number, value in enumerate(values, 1):
         here = f"{where} {number}"

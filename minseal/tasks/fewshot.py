@@ -24,6 +24,7 @@ ARROW, GRID_END = "\n>\n", "\n\n"  # between input and output, after an output
 # and a rule about places is learnt from it.
 SWITCHES = {name: f"use_{name}_augmentations" for name in (*GROUPS, "color")}
 STRATEGIES = {"train_using_all_tokens": "all", "train_using_output_tokens": "outputs"}
+MAX_VOTE = 100
 MAX_LETTERS = 2000  # a longer text is no self-edit; nobody has to parse a megabyte of brackets
 
 
@@ -79,6 +80,7 @@ class FewShot(Task):
     def __post_init__(self) -> None:
         if self.style not in PROMPTS:
             raise UserError(f"prompt {self.style!r}: expected one of {', '.join(PROMPTS)}")
+        voters(self.vote)
 
     def prompt(self, puzzle: Puzzle) -> list[int]:
         """The ids after which the policy writes its self-edit."""
@@ -172,7 +174,9 @@ class FewShot(Task):
 
 
 def voters(vote: int) -> list[Augmentation]:
-    """The symmetries in which a test is asked, one for each answer that has a vote."""
+    """The symmetries in which a test is asked, one for each answer that has a vote. UserError."""
+    if type(vote) is not int or not 0 <= vote <= MAX_VOTE:
+        raise UserError(f"vote is {vote!r:.20}; expected a whole number from 0 to {MAX_VOTE}")
     return [view for view in VIEWS for _ in range(vote)] or [IDENTITY]
 
 

@@ -2,11 +2,15 @@
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, get_args
+
+import regex  # tiktoken's own dependency; it knows scripts and kinds of characters
 
 from ..files import UserError
 from ..selfedit import Document, InvalidSelfEdit, SelfEdit, Task, check_directive
@@ -75,6 +79,7 @@ class Knowledge(Task):
 
     def notes(self, text: str) -> list[Note | Question]:
         """A text without directives -> its notes, at most MAX_NOTES."""
+        text = re.sub(r"\r\n?", "\n", text)  # in a file of notes both end a line
         lines = split_lines(text)
         if self.style == "self-qa":
             parts = split_questions(PROMPTS[self.style][1] + text)  # the prompt held 'Question 1:'
@@ -119,8 +124,7 @@ class Knowledge(Task):
     def oracle(self, passage: Passage) -> SelfEdit:
         """The notes of someone who knows: the passage's oracle, or the exam with its answers."""
         exam = [Question(question, golds[0]) for question, golds in passage.questions]
-        lines = passage.oracle or map(line_of, exam)
-        return self.edit(passage, [self.read_note(line) for line in lines])
+        return self.edit(passage, [self.read_note(line) for line in passage.oracle] or exam)
 
     def asked(self, passage: Passage, question: str) -> str:
         """A question in the one form that it has in notes and in the exam; the answer follows."""
@@ -164,8 +168,8 @@ def split_directives(text: str) -> tuple[dict[str, Any], str]:
     """
     directives: dict[str, Any] = {}
     lines = text.strip("\n").split("\n")
-    while lines and (found := re.fullmatch(r"\s*(lr|epochs|loss)\s*[:=]\s*(.*?)\s*", lines[0])):
-        name, value = found.groups()
+    while lines and (found := re.match(r"\s*(lr|epochs|loss)\s*[:=](.*)", lines[0])):
+        name, value = found[1], found[2].strip()
         if name in directives:
             raise InvalidSelfEdit(f"directive {name} twice")
         if name == "loss" and value not in ("all", "completion"):
@@ -199,9 +203,12 @@ def split_questions(text: str) -> list[str]:
 
 def find_question(text: str) -> Question | None:
     """'Question 3: ... Answer: ...' -> Question; its answer ends with the line."""
-    pattern = r"Question(?: \d+)?:\s*(.+?)\s*Answer(?: \d+)?:[^\S\n]*\n?[^\S\n]*(\S[^\n]*)"
-    found = re.match(pattern, text, re.DOTALL)
-    return Question(" ".join(found[1].split()), found[2].strip()) if found else None
+    # Two patterns, each of which can match in one way only: so the time is linear in the text.
+    start = re.match(r"Question(?: \d+)?:\s*(?=\S)", text)
+    answer = re.compile(r"Answer(?: \d+)?:[^\S\n]*(?:\n[^\S\n]*)?(\S[^\n]*)")
+    if not start or not (found := answer.search(text, start.end() + 1)):
+        return None
+    return Question(" ".join(text[start.end() : found.start()].split()), found[1].strip())
 
 
 def line_of(note: Note | Question) -> str:
@@ -212,8 +219,13 @@ def line_of(note: Note | Question) -> str:
 
 
 def score(answer: str, gold: str, grading: Grading) -> float:
-    """How well an answer agrees with an accepted one, from 0 to 1."""
-    given, right = normalise(answer).split(), normalise(gold).split()
+    """How well an answer agrees with an accepted one, from 0 to 1, in the better reading."""
+    one, other = zip(readings(answer), readings(gold))
+    best = _agreement(*one, grading)
+    return best if one == other else max(best, _agreement(*other, grading))
+
+
+def _agreement(given: list[str], right: list[str], grading: Grading) -> float:
     if grading == "exact":
         return float(given == right)
     if grading == "contains":
@@ -223,9 +235,63 @@ def score(answer: str, gold: str, grading: Grading) -> float:
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles.
+
+    Beyond ASCII like MLQA's (Lewis et al. 2020): no punctuation of any script, and in scripts
+    without spaces each character is a word.
+    """
+    return " ".join(readings(text)[0])
+
+
+def readings(text: str) -> tuple[list[str], list[str]]:
+    """(the words of normalise(text), the same parted by what parts words beyond ASCII).
+
+    So 'Lyon–Nice' holds Nice, and "l'eau" is eau: there the elided article falls away.
+    """
+    text = text.lower().translate(ASCII) if text.isascii() else _fold(text)
+    parted = ELIDED.sub(" ", text) if "'" in text else text
+    parted = BORDERS.sub(" ", parted) if BORDER in text else parted
+    both = [text] if parted == text else [text, parted]
+    both = [ARTICLES.sub(" ", t.replace("'", "").replace(BORDER, "")).split() for t in both]
+    return both[0], both[-1]
+
+
+def _fold(text: str) -> str:
+    """One form for each letter (lower case, NFC), scripts without spaces cut up."""
+    text = MANY_MARKS.sub(r"\1", "".join(map(_letter, text)))  # to sort them is quadratic
+    text = unicodedata.normalize("NFC", text).replace("i\u0307", "i")
+    return regex.sub(rf"{ALONE}(.\p{{M}}*)", r" \1 ", text) if ALONE in text else text
+
+
+@cache
+def _letter(letter: str) -> str:
+    """What becomes of a character."""
+    kind = unicodedata.category(letter)
+    if letter in TWINS or UNSEEN.match(letter):
+        return TWINS.get(letter, "")
+    if kind[0] == "P":
+        return BORDER
+    if letter.isdecimal():
+        return str(int(letter))
+    if kind not in ("No", "Sk"):  # full width, ligatures; but 10² is not 102
+        letter = unicodedata.normalize("NFKC", letter).casefold().replace("ı", "i")  # as Turkish I
+    return ALONE + letter if kind[0] != "M" and NO_SPACES.search(letter) else letter
+
+
+# While a text is read, these stand for punctuation beyond ASCII and before a character that is a
+# word. They are invisible: those of the text itself are gone by then.
+BORDER, ALONE = "\u00ad", "\u200b"
+TWINS = dict.fromkeys(string.punctuation + "‐‑−", "") | dict.fromkeys("'‘’ʼʻ′´＇", "'")
+ASCII = {ord(letter): becomes or None for letter, becomes in TWINS.items()}
+ARTICLES = regex.compile(r"\b(a|an|the)\b")
+ELIDED = regex.compile(  # French and Italian; "all's well" is none
+    r"(?<![\w'])(?:[dl]|un|(?:jus|lors|puis)?qu|(?:[dn]e|d?a|su|co|que)ll)'(?=\w)(?!s\b)"
+)
+BORDERS = regex.compile(rf"(?<=[^\s\d]){BORDER}+(?=\S)|(?<=\S){BORDER}+(?=[^\s\d])")  # not 1，887
+MANY_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
+UNSEEN = regex.compile(r"[\p{Cf}\p{DI}\u0640\u064b-\u0652\u0670]")  # and Arabic's vowel signs
+SCRIPTS = "Han Hiragana Katakana Bopomofo Thai Lao Khmer Myanmar".split()
+NO_SPACES = regex.compile("[ー" + "".join(rf"\p{{{script}}}" for script in SCRIPTS) + "]")
 
 
 # How the policy is asked for a self-edit: what is said, a user's turn in a chat, and the first

@@ -1,11 +1,13 @@
 """Passages with their exams: from SQuAD's JSON, or from simpler lists of our own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..files import UserError, parse_json, read_text
 
+SQUAD = "SQuAD's data > paragraphs > qas"
 Exam = tuple[tuple[str, tuple[str, ...]], ...]  # (question, (accepted answers...)), ...
 
 
@@ -20,26 +22,37 @@ class Passage:
     oracle: tuple[str, ...] = ()  # notes as good as they get; empty: the exam with its answers
 
 
-def read_passages(path: str | Path) -> list[Passage]:
+def read_passages(path: str | Path, say: Callable[[str], None] = print) -> list[Passage]:
     """The passages in a file, in its order. Raises UserError, which names file and passage.
 
-    The file holds SQuAD's JSON (Rajpurkar et al. 2016), or as JSON or JSONL a list of
-    {title, context, questions: [{question, answer}]}, with `answers` where several are accepted.
+    The file holds SQuAD's JSON (Rajpurkar et al. 2016; also its paragraphs or its rows alone),
+    MRQA's JSONL, or as JSON or JSONL a list of {title, context, questions: [{question, answer}]},
+    with `answers` where several are accepted. say: is told how many passages are left out because
+    no question about them has an answer (SQuAD 2.0).
     """
-    items = _read_values(path)
-    if isinstance(items, dict):
-        items = _flatten_squad(items["data"], path) if "data" in items else [items]
-    if not isinstance(items, list):
-        raise UserError(f"{path}: expected a list of passages, got {type(items).__name__}")
-    if not items:
+    values = _read_values(path)
+    values = values.get("data", [values]) if isinstance(values, dict) else values
+    if not isinstance(values, list):
+        raise UserError(f"{path}: expected a list of passages, or {SQUAD}, got {values!r:.20}")
+    items = enumerate(_flatten(values))
+    passages = [_passage(item, f"{path}, passage {i + 1}", i) for i, item in items]
+    if not passages:
         raise UserError(f"{path} holds no passages")
-    return [_passage(item, f"{path}, passage {i + 1}", i) for i, item in enumerate(items)]
+    kept = [passage for passage in passages if passage.questions]
+    if not kept:
+        raise UserError(f"{path}, passage 1: no questions that have an answer, nor in any other")
+    if out := len(passages) - len(kept):
+        say(f"{path}: {out} of {len(passages)} passages left out: no question has an answer")
+    return kept
 
 
 def read_questions(path: str | Path) -> Exam:
     """The exam in a file: a list of {question, answer}, or of {question, answers}. UserError."""
     data = _read_values(path)
-    return _exam(data.get("questions", [data]) if isinstance(data, dict) else data, str(path))
+    exam = _exam(data.get("questions", [data]) if isinstance(data, dict) else data, str(path))
+    if not exam:
+        raise UserError(f"{path}: no questions; expected a list of {{question, answer}}")
+    return exam
 
 
 def _read_values(path: str | Path) -> Any:
@@ -59,21 +72,24 @@ def _read_values(path: str | Path) -> Any:
         return values
 
 
-def _flatten_squad(articles: Any, path: str | Path) -> list[dict[str, Any]]:
-    """SQuAD's nesting (data > paragraphs > qas) -> our flat list."""
-    items = []
-    try:
-        for article in articles:
-            for paragraph in article["paragraphs"]:
-                questions = []
-                for qa in paragraph["qas"]:
-                    if not qa.get("is_impossible"):
-                        answers = [answer["text"] for answer in qa.get("answers", [])]
-                        questions.append({"question": qa.get("question"), "answers": answers})
-                about = {"title": article.get("title"), "context": paragraph.get("context")}
-                items.append({**about, "questions": questions})
-    except (TypeError, KeyError, AttributeError) as e:
-        raise UserError(f"{path}: no SQuAD, data > paragraphs > qas breaks off ({e!r})") from None
+def _flatten(values: list[Any]) -> list[Any]:
+    """SQuAD's nesting (paragraphs > qas), its rows, MRQA's lines -> {title, context, questions}."""
+    items: list[Any] = []
+    rows: dict[str, dict] = {}  # one item for all rows with one context
+    for value in values:
+        article = value if isinstance(value, dict) else {}
+        parts = article.get("paragraphs")
+        for part in parts if isinstance(parts, list) else [value]:
+            if not isinstance(part, dict):
+                items.append(part)
+            elif "question" in part and "context" in part:
+                about = {"title": part.get("title"), "context": part["context"]}
+                row = rows.setdefault(repr(about), {**about, "questions": []})
+                items += [] if row["questions"] else [row]
+                row["questions"].append(part)
+            elif "context" in part or "header" not in part:  # MRQA's first line is a header
+                about = {"title": article.get("title"), "questions": part.get("qas")}
+                items.append({**about, **part})
     return items
 
 
@@ -88,12 +104,19 @@ def _passage(item: Any, where: str, number: int) -> Passage:
 
 
 def _exam(questions: Any, where: str) -> Exam:
-    if not isinstance(questions, list) or not questions:
-        raise UserError(f"{where}: no questions; expected a list of {{question, answer}}")
+    if not isinstance(questions, list):
+        told = f"no questions; expected a list of {{question, answer}}, or {SQUAD}"
+        raise UserError(f"{where}: {told}")
     exam = []
     for number, item in enumerate(questions, 1):
         item = item if isinstance(item, dict) else {}
-        question, answers = item.get("question"), item.get("answers") or [item.get("answer")]
+        question = item.get("question")
+        answers = item.get("answers") or item.get("detected_answers") or [item.get("answer")]
+        answers = answers.get("text") if isinstance(answers, dict) else answers  # in rows
+        if item.get("is_impossible") or answers == []:
+            continue
+        if isinstance(answers, list):
+            answers = [a.get("text") if isinstance(a, dict) else a for a in answers]
         if not _is_text(question):
             raise UserError(f"{where}, question {number}: no text under 'question'")
         if not isinstance(answers, list) or not all(map(_is_text, answers)):

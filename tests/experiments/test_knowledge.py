@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,6 +305,16 @@ def test_train_and_eval_contexts_are_disjoint_and_drawn_by_seed(tmp_path):
         assert len({c.text for c in train + held_out}) == 9
         splits.setdefault(seed, []).append([c.text for c in held_out])
     assert splits[0][0] == splits[0][1] and set(splits[0][0]) != set(splits[1][0])
+
+
+def test_passages_without_an_answer_are_left_out_and_counted(tmp_path, capsys):
+    """The line goes through the one place that prints: a name steers no terminal."""
+    path = Path(made_passages(tmp_path / "\x1b[7m.json", 5))
+    data = json.loads(path.read_text(encoding="utf-8"))["data"]
+    path.write_text(json.dumps([*data, {"context": "No.", "qas": []}]))
+    train, held_out = split(replace(SMALL, data=str(path), eval_contexts=1))
+    assert len(train + held_out) == 5
+    assert "\\x1b[7m.json: 1 of 6 passages left out: no question" in capsys.readouterr().out
 
 
 def test_people_of_the_toy_world_are_disjoint_and_new_in_every_round():

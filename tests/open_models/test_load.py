@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import transformers
+from conftest import SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from their_models import (
@@ -20,6 +22,7 @@ from their_models import (
     change,
     difference,
     greedy,
+    make_theirs,
     refused,
     rewrite,
     they_write,
@@ -27,6 +30,7 @@ from their_models import (
 )
 
 from minseal import GPT, GPTConfig, UserError, checkpoint, load
+from minseal.model import rope_frequencies
 from minseal.open_models.export import to_hugging_face
 from minseal.open_models.families import FAMILIES, place_of
 from minseal.open_models.load import find
@@ -55,9 +59,9 @@ def test_gpt2_as_it_lies_on_the_hub(tmp_path):
     """No prefix, masks among the tensors, the head under its own name."""
     theirs = write_theirs(tmp_path, "gpt2")
     tensors = {k.removeprefix("transformer."): v for k, v in theirs.state_dict().items()}
-    assert "lm_head.weight" in tensors  # and it is not read: the configuration ties it
-    tensors["lm_head.weight"] = torch.full_like(tensors["lm_head.weight"], 7)
-    tensors["h.0.attn.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.uint8)
+    assert torch.equal(tensors["lm_head.weight"], tensors["wte.weight"])
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.uint8).tril()
     tensors["h.1.attn.masked_bias"] = torch.tensor(-1e4)
     safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
     about = change(tmp_path / "config.json", n_inner=None)
@@ -192,12 +196,82 @@ def test_the_configuration_says_whether_the_head_is_tied(folder):
     rewrite(folder, lambda t: t.pop("lm_head.weight"))
     assert "lm_head.weight is missing" in refused(folder)
     shutil.rmtree(folder)
-    theirs = write_theirs(folder, "smollm2")
-    rewrite(folder, lambda t: t.update({"lm_head.weight": torch.ones(320, 32)}))
-    mine = load(folder, "cpu")[0]
-    assert difference(mine, theirs) < 1e-5 and mine.head.weight is mine.wte.weight
+    write_theirs(folder, "smollm2")
+    assert (mine := load(folder, "cpu")[0]).head.weight is mine.wte.weight
     change(folder / "config.json", tie_word_embeddings=False)
-    assert torch.equal(load(folder, "cpu")[0].head.weight, torch.ones(320, 32))
+    assert "lm_head.weight is missing" in refused(folder)
+
+
+# ---- no tensor is left out unseen, and none is asked for that transformers does without ----
+
+
+def theirs_from(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("case", ["another", "the same", "alone"])
+@pytest.mark.parametrize("kind", ["smollm2", "qwen2-tied", "gpt2"])
+def test_a_head_beside_the_embedding_is_what_it_is_in_transformers(tmp_path, kind, case):
+    """The configuration ties them. Another head counts; the same, or the head alone, is tied."""
+    write_theirs(tmp_path, kind)
+
+    def add_head(tensors):
+        (wte,) = (name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight")))
+        head = tensors[wte].flip(0) if case == "another" else tensors[wte].clone()
+        tensors["lm_head.weight"] = head.contiguous()
+        if case == "alone":
+            del tensors[wte]
+
+    rewrite(tmp_path, add_head)
+    mine, theirs = load(tmp_path, "cpu")[0], theirs_from(tmp_path)
+    assert difference(mine, theirs) < 1e-5
+    assert mine.config.tied == (case != "another") == (mine.head.weight is mine.wte.weight)
+
+
+FREQUENCIES = rope_frequencies(GPTConfig(**{**SMALL, "vocab_size": 300})).float()
+MASK = torch.ones(1, 1, 6, 6).tril()
+
+
+@pytest.mark.parametrize(
+    "kind, name, made, other",
+    [
+        ("gpt2", "h.1.attn.bias", MASK.bool(), torch.ones(1, 1, 6, 6).bool()),
+        ("gpt2", "h.0.attn.bias", MASK, MASK.triu(-2)),  # a window
+        ("gpt2", "h.0.attn.bias", MASK, torch.ones(96)),  # a bias it is
+        ("gpt2", "h.0.attn.masked_bias", torch.tensor(-1e4), torch.tensor(-3.0)),
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq", FREQUENCIES, 2 * FREQUENCIES),
+        ("llama", "model.rotary_emb.inv_freq", FREQUENCIES.half(), torch.ones(5)),
+        ("qwen3", "model.rotary_emb.inv_freq", FREQUENCIES, FREQUENCIES * float("nan")),
+    ],
+    ids=str,
+)
+def test_what_is_made_of_the_settings_is_left_out_only_as_it_is_made(
+    tmp_path, kind, name, made, other
+):
+    """transformers leaves it out unseen: right for all that it wrote, and no other value."""
+    theirs = write_theirs(tmp_path, kind)
+    rewrite(tmp_path, lambda tensors: tensors.update({name: made.clone()}))
+    assert difference(load(tmp_path, "cpu")[0], theirs) < 1e-5
+    rewrite(tmp_path, lambda tensors: tensors.update({name: other.clone()}))
+    assert name in refused(tmp_path)
+
+
+def test_a_tensor_twice_under_two_names(tmp_path):
+    write_theirs(tmp_path, "gpt2")
+    rewrite(tmp_path, lambda t: t.update({"ln_f.weight": torch.ones(32)}))
+    assert "twice" in refused(tmp_path)
+
+
+def test_a_stale_index_and_stale_shards_beside_a_whole_file(tmp_path):
+    theirs = write_theirs(tmp_path, "llama")
+    other = tmp_path / "other"
+    make_theirs("llama", seed=1).save_pretrained(other, max_shard_size="8KB")
+    for file in other.glob("model*"):
+        shutil.copy(file, tmp_path)
+    assert difference(load(tmp_path, "cpu")[0], theirs) < 1e-5
+    assert difference(load(tmp_path, "cpu")[0], theirs_from(tmp_path)) < 1e-5
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    load(tmp_path, "cpu")
 
 
 def test_a_tokenizer_larger_than_the_embedding(folder):
@@ -208,14 +282,24 @@ def test_a_tokenizer_larger_than_the_embedding(folder):
 
 
 def test_a_shard_that_is_not_there_and_one_too_many(tmp_path):
-    """The index is not read: every parameter needs its tensor, and every tensor its parameter."""
+    """What the index names is read, as in transformers; without one, all shards that are there."""
     write_theirs(tmp_path, "llama", max_shard_size="8KB")
     file_of = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     shard = tmp_path / file_of["model.norm.weight"]
     shard.rename(tmp_path / "elsewhere")
-    assert "is missing" in refused(tmp_path)
+    assert shard.name in refused(tmp_path)
     (tmp_path / "elsewhere").rename(shard)
-    (tmp_path / "model.safetensors.index.json").unlink()
+    stray = tmp_path / "model-00099-of-00099.safetensors"
+    safetensors.torch.save_file({"another": torch.zeros(2)}, stray)
+    assert difference(load(tmp_path, "cpu")[0], theirs_from(tmp_path)) < 1e-5
+    stray.unlink()
+    index = tmp_path / "model.safetensors.index.json"
+    for nonsense in ("[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 3}}'):
+        index.write_text(nonsense)
+        assert "index.json" in refused(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": "../" + shard.name}}))
+    assert "beside it" in refused(tmp_path)
+    index.unlink()
     load(tmp_path)
     safetensors.torch.save_file({"another": torch.zeros(2)}, tmp_path / "model-9.safetensors")
     assert "'another'" in refused(tmp_path)

@@ -1,15 +1,25 @@
 """Adapters on disk: peft loads what minseal writes, and the other way round; to the same logits."""
 
+import copy
 import json
 import re
+import time
+from dataclasses import fields
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 
 from minseal import UserError
 from minseal.lora import TARGETS, LoRAConfig, attach
-from minseal.open_models.peft import load_adapter, save_adapter
+from minseal.open_models.peft import (
+    NO_VALUE,
+    OF_ANY_VALUE,
+    OF_SOME_VALUES,
+    load_adapter,
+    save_adapter,
+)
 
 FAMILIES = {
     "llama": {},
@@ -133,21 +143,297 @@ def test_the_same_model_in_another_dtype_is_known_again(saved):
     load_adapter(folder, model.bfloat16())
 
 
+# ---- what is more than plain LoRA: by what peft itself does with it ----
+
+
+def change(folder, drop=(), **values):
+    """Change settings of an adapter."""
+    path = folder / "adapter_config.json"
+    settings = {k: v for k, v in json.loads(path.read_text()).items() if k not in drop}
+    path.write_text(json.dumps(settings | values))
+
+
+def theirs_to_disk(base, folder, seed=0, targets=("q_proj", "down_proj"), **settings):
+    """Their model with an adapter that changes the logits, which is written to the folder."""
+    gpt2 = "GPT2" in type(base).__name__
+    targets = ["c_attn", "mlp.c_proj"] if gpt2 else list(targets)
+    config = peft.LoraConfig(target_modules=targets, fan_in_fan_out=gpt2, **settings)
+    adapted = peft.get_peft_model(base, config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_" in name:
+                p.copy_(0.2 * torch.randn(p.shape, generator=generator))
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+MORE = {  # refused with these values: beside peft's variants of LoRA
+    "peft_type": "IA3",
+    "bias": "all",
+    "modules_to_save": ["lm_head"],
+    "trainable_token_indices": [1, 2],
+    "target_parameters": ["q_proj.weight"],
+    "layer_replication": [[0, 2], [1, 2]],
+    "megatron_config": {"a": 1},
+    "use_qalora": True,
+    "lora_bias": True,
+    "of_a_peft_to_come": {"rate": 0.5},
+    "use_something_new": True,
+}
+OF_THE_BASE = ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "to_come"]
+VARIANTS = [f.name for f in fields(peft.LoraConfig) if f.metadata.get("is_lora_variant")]
+
+
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("use_dora", True),
-        ("bias", "all"),
-        ("modules_to_save", ["lm_head"]),
-        ("use_rslora", True),
-        ("peft_type", "IA3"),
+        *MORE.items(),
+        *((name, [1, 2]) for name in VARIANTS),
+        *(("init_lora_weights", how) for how in OF_THE_BASE),
+    ],
+    ids=str,
+)
+def test_whatever_is_more_than_plain_lora_is_refused_by_name(saved, key, value):
+    model, folder = saved
+    change(folder, **{key: value})
+    refused(folder, model, key)
+
+
+def test_an_adapter_that_begins_at_a_token_is_refused(twins, tmp_path):
+    theirs, mine = twins("llama")
+    theirs_to_disk(theirs, tmp_path, alora_invocation_tokens=[3, 4], task_type="CAUSAL_LM")
+    refused(tmp_path, mine, "alora_invocation_tokens", "[3, 4]")
+
+
+def test_every_setting_of_the_installed_peft_has_a_decision():
+    """A field that a later peft adds is refused as soon as it has a value: no default may have."""
+    known = OF_ANY_VALUE | OF_SOME_VALUES.keys()
+    for name, value in peft.LoraConfig().to_dict().items():
+        assert name in known or value in NO_VALUE, name
+    assert not known & (VARIANTS | MORE.keys()) - OF_SOME_VALUES.keys()
+
+
+@pytest.mark.parametrize("how", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
+def test_ways_to_begin_that_leave_the_base_alone_load(twins, tmp_path, how):
+    theirs, mine = twins("llama")
+    adapted = theirs_to_disk(
+        theirs,
+        tmp_path,
+        r=4,
+        init_lora_weights=how,
+        lora_dropout=0.5,
+        layers_to_transform=[1],
+        exclude_modules=["o_proj"],
+        revision="main",
+        task_type="CAUSAL_LM",
+    )
+    load_adapter(tmp_path, mine)
+    torch.testing.assert_close(mine(IDS), adapted(IDS).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("how", ["pissa", "olora"])
+def test_what_peft_converted_to_plain_lora_loads(twins, tmp_path, how):
+    theirs, mine = twins("llama")
+    config = peft.LoraConfig(r=4, init_lora_weights=how, target_modules=["q_proj", "up_proj"])
+    adapted = peft.get_peft_model(theirs, config).eval()
+    adapted.peft_config["default"].init_lora_weights = True
+    adapted.save_pretrained(tmp_path / "first")
+    adapted.peft_config["default"].init_lora_weights = how
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_" in name:
+                p += 0.1
+    wanted = adapted(IDS).logits
+    adapted.save_pretrained(tmp_path / "raw")
+    refused(tmp_path / "raw", mine, "init_lora_weights", how)
+    adapted.save_pretrained(
+        tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "first")
+    )
+    load_adapter(tmp_path / "plain", mine)
+    # Their base had lost B A in float32, and has it back from the adapter: rounded twice.
+    torch.testing.assert_close(mine(IDS), wanted, rtol=0, atol=1e-4)
+
+
+# ---- ranks and scales ----
+
+PATTERNS = {
+    "gpt2": [
+        {"transformer.h.0.attn.c_attn": 40},
+        {"^transformer.h.1.attn.c_attn": 40, "c_attn": 3},
+        {"attn.c_attn": 40, ".*c_proj": 2},
+        {r"transformer\.h\.[01]\.mlp\.c_proj": 40},
+        {"h.0.attn.c_attn": 40, "^h.1.attn.c_attn": 40, "c_att": 40, "transformer": 40},
+        {".*": 40, "c_attn": 2},
+        {r"(h|x)\.\d\.(attn|mlp)\.c_\w+": 40},
+    ],
+    "llama": [
+        {"model.layers.0.self_attn.q_proj": 40},
+        {"^model.layers.1.self_attn.q_proj$": 40, "q_proj": 3},
+        {r"layers\.[02]\..*": 40, "^layers.1.mlp.down_proj": 40},
+        {"proj": 40, "_proj": 40, "elf_attn.q_proj": 40, ".*proj": 5},
+    ],
+}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("family", PATTERNS)
+def test_patterns_find_the_layers_that_they_find_in_peft(twins, tmp_path, family, rslora):
+    """By the full name, from its begin or behind a dot; the first that fits counts."""
+    theirs, mine = twins(family, **FAMILIES[family])
+    for i, patterns in enumerate(PATTERNS[family]):
+        adapted = theirs_to_disk(
+            copy.deepcopy(theirs),
+            tmp_path / str(i),
+            r=4,
+            use_rslora=rslora,
+            alpha_pattern=patterns,
+            rank_pattern={name: 2 + value % 5 for name, value in patterns.items()},
+        )
+        with load_adapter(tmp_path / str(i), mine)[0]:
+            # Scales of up to 20: their rounding in float32 is so much larger. A wrong one: 10.
+            torch.testing.assert_close(mine(IDS), adapted(IDS).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "drop, values",
+    [
+        (["lora_alpha"], {}),
+        (["r", "lora_alpha", "alpha_pattern", "rank_pattern"], {}),
+        ([], {"lora_alpha": 0}),
+        ([], {"lora_alpha": 0, "alpha_pattern": {"q_proj": 4}}),
+        ([], {"lora_alpha": -2.5}),
+        ([], {"fan_in_fan_out": True, "task_type": None, "inference_mode": True}),
+    ],
+    ids=str,
+)
+def test_settings_that_are_missing_or_nothing_are_as_in_peft(twins, tmp_path, drop, values):
+    theirs, mine = twins("llama")
+    theirs_to_disk(theirs, tmp_path, r=8, lora_alpha=5, alpha_pattern={"down_proj": 3})
+    change(tmp_path, drop, **values)
+    again = peft.PeftModel.from_pretrained(twins("llama")[0], tmp_path).eval()
+    load_adapter(tmp_path, mine)
+    torch.testing.assert_close(mine(IDS), again(IDS).logits, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"r": 0},
+        {"r": -4},
+        {"r": 4.0},
+        {"r": 5},  # not that of the tensors
+        {"r": True},
+        {"r": 10**400},
+        {"r": None},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": float("inf")},
+        {"lora_alpha": 10**400},
+        {"lora_alpha": "16"},
+        {"lora_alpha": [1]},
+        {"alpha_pattern": {"q_proj": None}},
+        {"alpha_pattern": {"q_proj": float("nan")}},
+        {"alpha_pattern": [["q_proj", 3]]},
+        {"alpha_pattern": {"(": 3}},
+        {"alpha_pattern": {"(" * 5000: 3}},
+        {"alpha_pattern": dict.fromkeys(map(str, range(100_000)), 3)},
+        {"rank_pattern": {"q_proj": 0}},
+        {"rank_pattern": {"q_proj": 9}},
+        {"base_model_name_or_path": "two\nlines", "r": 7},
+    ],
+    ids=lambda values: str(values)[:40],
+)
+def test_settings_of_nonsense(saved, values):
+    model, folder = saved
+    change(folder, **values)
+    refused(folder, model)
+
+
+@pytest.mark.parametrize(
+    "there",
+    [3, None, "abc", {}, [], [1], [None] * 16, [[1]] * 16, ["x"] * 16, [10**400] * 16, [True] * 16]
+    + [[float("nan")] * 16, [1e300] * 16, [[1], [1, 2]] * 8],
+    ids=lambda there: str(there)[:30],
+)
+def test_a_fingerprint_of_nonsense(saved, there):
+    model, folder = saved
+    (folder / "minseal.json").write_text(json.dumps({"fingerprint": there}))
+    refused(folder, model, "fingerprint")
+
+
+def test_patterns_that_track_back_do_not_hang(saved):
+    """What is found to fit nothing is no harm; what takes too long for a name is refused."""
+    model, folder = saved
+    begin = time.process_time()
+    for pattern in ("(.*)*(.*)*(.*)*(.*)*(.*)*x", "(a|a)*(.*.*)*(.|.)*b", "([a-z]+.?)+[A-Z]"):
+        change(folder, alpha_pattern={pattern: 3})
+        load_adapter(folder, model)[0].remove()
+    for pattern in (9 * "(.*)" + r"\3\4\5\6z?[^j]", "(?R)*"):
+        change(folder, alpha_pattern={pattern: 3})
+        refused(folder, model, "too long")
+    for pattern in ("(?:a{60000}){60000}", "(?:a?){0,9999}" * 100, "x" * 70_000):  # gigabytes
+        change(folder, alpha_pattern={pattern: 3})
+        refused(folder, model, "alpha_pattern")
+    assert time.process_time() - begin < 2  # measured: 0.3
+
+
+def spoil(folder, f):
+    path = folder / "adapter_model.safetensors"
+    tensors = {name: t.clone() for name, t in safetensors.torch.load_file(path).items()}
+    safetensors.torch.save_file(f(tensors) or tensors, path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("ab", "AB")
+def test_numbers_that_are_none_are_refused_by_the_name_of_their_layer(saved, ab, value):
+    model, folder = saved
+    name = f"base_model.model.model.layers.1.mlp.up_proj.lora_{ab}.weight"
+    spoil(folder, lambda tensors: tensors[name].view(-1)[7:8].fill_(value) and None)
+    refused(folder, model, "layers.1.mlp.up_proj", "not finite")
+
+
+@pytest.mark.parametrize(
+    "change_shape",
+    [
+        lambda t: t.flatten(),
+        lambda t: t[..., None],
+        lambda t: t[0, 0],
+        lambda t: t[:0],
+        lambda t: t.T,
+        lambda t: t.to(torch.int8),
     ],
 )
-def test_what_our_lora_does_not_have_is_refused(saved, key, value):
+@pytest.mark.parametrize("only", ["lora_A", "layers.1.mlp.up_proj.lora_B"])
+def test_tensors_of_another_shape(saved, change_shape, only):
     model, folder = saved
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**settings, key: value}))
-    refused(folder, model, key)
+
+    def change_some(tensors):
+        return {
+            name: change_shape(t).contiguous() if only in name else t for name, t in tensors.items()
+        }
+
+    spoil(folder, change_some)
+    refused(folder, model)
+
+
+@pytest.mark.parametrize("ab", "AB")
+def test_a_tensor_without_its_partner(saved, ab):
+    model, folder = saved
+    name = f"base_model.model.model.layers.1.mlp.up_proj.lora_{ab}.weight"
+    spoil(folder, lambda tensors: {n: t for n, t in tensors.items() if n != name})
+    refused(folder, model, "up_proj", "None")
+
+
+def test_one_layer_of_a_great_rank_does_not_make_all_as_large(twins, tmp_path):
+    """Sizes are checked before anything is made: here 8 MB on disk would be 60 in memory."""
+    theirs, mine = twins("llama")
+    theirs_to_disk(
+        theirs,
+        tmp_path,
+        targets=("q_proj", "up_proj", "gate_proj", "down_proj"),
+        rank_pattern={"layers.0.self_attn.q_proj": 40_000},
+    )
+    refused(tmp_path, mine, "rank of 40000")
 
 
 def test_damaged_and_missing_files(saved, tmp_path):

@@ -57,6 +57,40 @@ def jsonl(items, ascii_only):
     return "\n".join(json.dumps(item, ensure_ascii=ascii_only) for item in items) + "\n"
 
 
+def rows(passages):
+    """As the package datasets has SQuAD: a row a question, those of a passage anywhere."""
+    found = [
+        {
+            "id": f"{n}",
+            "title": title,
+            "context": text,
+            "question": question,
+            "answers": {"text": answers, "answer_start": [0] * len(answers)},
+        }
+        for title, text, qas in passages
+        for n, (question, answers) in enumerate(qas)
+    ]
+    return sorted(found, key=lambda row: row["id"])
+
+
+def mrqa(passages):
+    """MRQA 2019's lines (https://github.com/mrqa/MRQA-Shared-Task-2019): a header, passages."""
+    lines = [{"header": {"dataset": "SQuAD", "split": "dev"}}]
+    for n, (_, text, qas) in enumerate(passages):
+        questions = [
+            {
+                "qid": f"{n}",
+                "question": question,
+                "question_tokens": [[question, 0]],
+                "detected_answers": [{"text": a, "char_spans": [[0, 1]]} for a in answers],
+                **({"answers": answers} if n else {}),
+            }
+            for question, answers in qas
+        ]
+        lines.append({"context": text, "qas": questions, "context_tokens": [[text, 0]]})
+    return lines
+
+
 LAYOUTS = {
     "squad": json.dumps(squad(PASSAGES)),
     "squad, indented": json.dumps(squad(PASSAGES), indent=2, ensure_ascii=False),
@@ -65,6 +99,14 @@ LAYOUTS = {
     "jsonl": jsonl(flat(PASSAGES), True),
     "jsonl, not ascii": jsonl(flat(PASSAGES), False),
     "jsonl with blank lines": "\n" + jsonl(flat(PASSAGES), True).replace("\n", "\n\n"),
+    "squad's articles": json.dumps(squad(PASSAGES)["data"]),
+    "squad's articles, jsonl": jsonl(squad(PASSAGES)["data"], False),
+    "squad's paragraphs": json.dumps(
+        [{"title": a["title"], **p} for a in squad(PASSAGES)["data"] for p in a["paragraphs"]]
+    ),
+    "rows": json.dumps(rows(PASSAGES)),
+    "rows, jsonl": jsonl(rows(PASSAGES), True),
+    "rows under data": json.dumps({"version": "1.1", "data": rows(PASSAGES)}),
 }
 
 
@@ -92,6 +134,62 @@ def test_squads_impossible_questions_are_left_out(tmp_path):
         "What flows?",
         "Where?",
     ]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_lines_of_mrqa_read_to_the_same_passages_without_titles(tmp_path, n):
+    (tmp_path / "data.jsonl").write_text(jsonl(mrqa(PASSAGES[:n]), True))
+    got = read_passages(tmp_path / "data.jsonl")
+    assert [(c.text, [(q, list(a)) for q, a in c.questions]) for c in got] == [
+        passage[1:] for passage in PASSAGES[:n]
+    ]
+
+
+def test_paragraphs_alone_are_passages(tmp_path):
+    paragraphs = [p for a in squad(PASSAGES)["data"] for p in a["paragraphs"]]
+    for data in (paragraphs, {"paragraphs": paragraphs}, {"data": paragraphs}):
+        (tmp_path / "data").write_text(json.dumps(data))
+        got = read_passages(tmp_path / "data")
+        assert [c.text for c in got] == [text for _, text, _ in PASSAGES]
+        assert [len(c.questions) for c in got] == [2, 1, 1]
+
+
+IMPOSSIBLE = [
+    {"question": "Why?", "answers": [], "plausible_answers": [{"text": "x"}], "is_impossible": True}
+]
+NOBODY_KNOWS = {
+    "squad 2.0, all impossible": {"paragraphs": [{"context": "No.", "qas": IMPOSSIBLE}]},
+    "squad, without questions": {"paragraphs": [{"context": "No.", "qas": []}]},
+    "a paragraph, all impossible": {"context": "No.", "qas": IMPOSSIBLE * 3},
+    "a row of squad 2.0": {
+        "context": "No.",
+        "question": "Why?",
+        "answers": {"text": [], "answer_start": []},
+    },
+    "ours, without questions": {"context": "No.", "questions": []},
+}
+
+
+@pytest.mark.parametrize("kind", NOBODY_KNOWS)
+def test_passages_about_which_nothing_can_be_answered_are_left_out_and_counted(tmp_path, kind):
+    first, *others = squad(PASSAGES)["data"]
+    told, path = [], tmp_path / "data.json"
+    path.write_text(json.dumps([first, NOBODY_KNOWS[kind], *others]))
+    got = read_passages(path, told.append)
+    assert [(c.text, len(c.questions)) for c in got] == [(t, len(q)) for _, t, q in PASSAGES]
+    assert [c.id for c in got] == ["0: Rivers", "2:", "3: Rivers"]  # where they stand in the file
+    assert told == [f"{path}: 1 of 4 passages left out: no question has an answer"]
+    path.write_text(json.dumps([NOBODY_KNOWS[kind]]))
+    assert "passage 1: no questions that have an answer, nor in any other" in refused(path)
+    path.write_text(json.dumps(squad(PASSAGES)))
+    assert read_passages(path, told.append) and len(told) == 1  # nothing to tell
+
+
+def test_who_calls_it_without_more_is_told_too(tmp_path, capsys):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([*flat(PASSAGES), NOBODY_KNOWS["squad, without questions"]]))
+    assert len(read_passages(path)) == 3
+    assert "1 of 4 passages left out" in capsys.readouterr().out
 
 
 def refused(path):
@@ -138,7 +236,7 @@ def test_a_squad_passage_without_text_is_named(tmp_path):
         {"answers": []},
         {"answers": ["x", ""]},
         {"answers": "letters"},
-        {"answers": {"text": ["x"]}},
+        {"answers": {"text": "x"}},
     ],
 )
 def test_a_question_without_an_answer_is_named(tmp_path, answer):
@@ -219,6 +317,20 @@ def test_lines_are_counted_as_editors_count_them(tmp_path):
         ('{"data": [{"paragraphs": [{"context": "x"}]}]}', "data > paragraphs > qas"),
         ('{"data": {"a": 1}}', "data > paragraphs > qas"),
         ('{"data": 3}', "data > paragraphs > qas"),
+        ('{"data": [3]}', "passage 1: no text"),
+        ('{"data": [{"paragraphs": 3}]}', "passage 1: no text"),
+        ('{"data": [{"paragraphs": {"a": 1}}]}', "passage 1: no text"),
+        ('[{"context": "x", "qas": 3}]', "data > paragraphs > qas"),
+        ('[{"context": "x", "qas": ["Q?"]}]', "question 1: no text"),
+        ('[{"context": "x", "qas": [{"question": "Q?"}]}]', "question 1 has no answer"),
+        ('[{"context": "x", "qas": [{"question": "Q?", "answers": "A"}]}]', "has no answer"),
+        ('[{"context": "x", "qas": [{"question": "Q?", "answers": 3}]}]', "has no answer"),
+        ('[{"context": "x", "qas": [{"answers": ["A"]}]}]', "question 1: no text"),
+        ('[{"context": "x", "question": "Q?", "answers": {"a": 1}}]', "has no answer"),
+        ('[{"context": "x", "question": "Q?", "answers": {"text": "A"}}]', "has no answer"),
+        ('[{"context": "x", "question": "Q?"}]', "question 1 has no answer"),
+        ('[{"question": "Q?", "answers": ["A"]}]', "passage 1: no text"),
+        ('{"header": {"dataset": "SQuAD"}}', "no passages"),
     ],
     ids=lambda x: x[:20],
 )
