@@ -127,6 +127,7 @@ def write_folder(folder: str | Path, writers: dict[str, Writer]) -> None:
                     at = folder / name
                     writer(shop / name)
                     flush(shop / name)
+                flush(shop)
                 shop = shop.rename(shop.with_suffix(".done"))  # from here on it is written
                 for name in writers:
                     at = folder / name

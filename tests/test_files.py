@@ -201,6 +201,7 @@ def test_files_are_on_the_disk_before_they_get_their_names(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", lambda file: done.append(name_of(file)) or fsync(file))
     monkeypatch.setattr(os, "replace", lambda a, b: done.append(f"> {b.name}") or replace(a, b))
     write_folder(tmp_path / "new", {"a": write_text("1"), "b": write_tensors({})})
+    assert done.pop(3).startswith(".minseal-")
     assert done == [tmp_path.name, "a", "b", "> a", "> b", "new"]
 
 

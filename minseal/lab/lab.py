@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..config import from_json, mix_seed
@@ -56,6 +57,10 @@ class Lab:
     def __post_init__(self) -> None:
         self.original = {k: v.clone() for k, v in self.policy.state_dict().items()}
         self.measured: set[str] = set()  # names of arms
+        ids = torch.zeros(1, 2, dtype=torch.long, device=self.policy.wte.weight.device)
+        with torch.no_grad():
+            if not self.policy(ids).isfinite().all():
+                raise UserError("the model computes NaN or infinite numbers: it is damaged")
 
     def arm(self, name: str, measure: Callable[[], list[Trial]], **declared: Any) -> list[Trial]:
         """Measure a row of the table, once; declared: the other fields of Arm."""

@@ -139,7 +139,9 @@ class Run:
         step = self.steps[name]
         if not step.checkpoint:
             return step.trials or step.value
-        tensors = load_tensors(path := self._path(step))
+        if not (path := self._path(step)).is_file():
+            raise UserError(f"{path} is missing")
+        tensors = load_tensors(path)
         with zipfile.ZipFile(path) as file:  # torch does not look at the checksums
             if file.testzip() is not None:
                 raise UserError(f"{path} is damaged")

@@ -1,9 +1,17 @@
 """Learning documents: what is written, what persists, what goes on, and what is refused."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from test_files import kill_everywhere
 
 from minseal import LoRAConfig, UserError, attach, load
 from minseal.commands import learn as room
@@ -267,3 +275,82 @@ def test_texts_that_do_not_fit_are_refused(place):
     with pytest.raises(UserError, match="riddles"):
         replace(config, prompts=("self-qa", "riddles"))
     assert not (folder / "adapter").exists()
+
+
+def test_killed_late_an_adapter_that_goes_on_in_its_own_folder_learns_once(place, monkeypatch):
+    """Kind: the same command after a kill begins from what it began from, not from what it made."""
+    folder, config = place
+    arm = Lab.arm
+    config, document = replace(config, inner=BRIEF), [folder / "rivers.md"]
+    learn(config, document, list)
+    shutil.copytree(folder / "adapter", folder / "other")
+    own = {
+        name: replace(config, out=str(folder / name), adapter=str(folder / name))
+        for name in ("adapter", "other")
+    }
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(
+            Lab,
+            "arm",
+            lambda lab, name, *a, **d: stop() if name == "after" else arm(lab, name, *a, **d),
+        )
+        learn(own["adapter"], document, list)
+    for name in own:
+        learn(own[name], document, list)
+    one, other = ((folder / n / "adapter_model.safetensors").read_bytes() for n in own)
+    assert one == other
+    told = []
+    learn(own["adapter"], document, told.append)  # and again: nothing more
+    assert any("not learnt twice" in line for line in told)
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == one
+
+
+@pytest.mark.parametrize(
+    "left", ["run-1", "run-1/checkpoints", ".minseal-1.tmp", "run-1/.minseal-lock"]
+)
+def test_what_a_kill_before_the_first_step_left_is_not_in_the_way(place, left):
+    folder, config = place
+    (folder / "adapter" / left).mkdir(parents=True)
+    learn(replace(config, inner=BRIEF), [folder / "rivers.md"], list)
+    assert (folder / "adapter" / "run-1" / "config.json").exists()
+
+
+def test_a_folder_in_which_another_process_learns_is_refused(place):
+    folder, config = place
+    code = "import sys, time; from pathlib import Path; from minseal.files import hold\n"
+    code += "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
+    command = [sys.executable, "-c", code, str(folder / "adapter")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=f"in use by process {other.pid} "):
+            learn(config, [folder / "rivers.md"], list)
+        other.kill()
+
+
+def content(path):
+    if path.name in ("events.jsonl", "minseal.json"):  # seconds
+        return re.sub(rb'seconds": ?[\d.]+', b"", path.read_bytes())
+    return path.read_bytes()
+
+
+def work(out):
+    folder = Path(os.environ["FOLDER"])
+    os.chdir(out.parent if out.parent.exists() else folder)
+    torch.set_num_threads(1)
+    config = LearnConfig(
+        os.environ["MODEL"],
+        out=out.name,
+        prompts=("self-qa",),
+        inner=BRIEF,
+        exam=str(folder / "exam.json"),
+    )
+    learn(config, [str(folder / "rivers.md")], list)
+
+
+@pytest.mark.faults
+def test_killed_anywhere_the_same_command_makes_the_same_adapter(
+    place, tmp_path, untrained, monkeypatch
+):
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    monkeypatch.setenv("MODEL", untrained)
+    assert kill_everywhere(Path(__file__), tmp_path / "kills") > 50
