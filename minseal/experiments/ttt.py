@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..checkpoint import parameters_of
 from ..files import UserError
 from ..inner import adapt
 from ..lab.lab import Lab, experiment, restore_policy
@@ -70,13 +71,14 @@ def ttt(lab: Lab, config: TTTConfig) -> None:
     def kept_weights() -> dict:
         lab.reset()
         one_after_another()
-        return dict(lab.policy.state_dict())
+        return parameters_of(lab.policy)
 
     def asked_at_once() -> list[Trial]:
         trials = one_after_another()
-        lab.step("kept weights", lambda: dict(lab.policy.state_dict()))
+        lab.step("kept weights", lambda: parameters_of(lab.policy))
         return trials
 
     lab.arm("kept, asked at once", asked_at_once, over="before")
-    lab.policy.load_state_dict(lab.step("kept weights", kept_weights))  # read back, or made again
+    kept = lab.step("kept weights", kept_weights)  # read back, or made again
+    lab.policy.load_state_dict(kept, strict=False)  # a tied head is the embedding
     lab.arm("kept, asked at the end", ask, over="before")

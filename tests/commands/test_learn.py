@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -305,26 +303,14 @@ def test_killed_late_an_adapter_that_goes_on_in_its_own_folder_learns_once(place
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == one
 
 
-@pytest.mark.parametrize(
-    "left", ["run-1", "run-1/checkpoints", ".minseal-1.tmp", "run-1/.minseal-lock"]
-)
-def test_what_a_kill_before_the_first_step_left_is_not_in_the_way(place, left):
+def test_what_a_kill_before_the_first_step_left_is_not_in_the_way(place):
     folder, config = place
-    (folder / "adapter" / left).mkdir(parents=True)
+    for left in ("run-1/checkpoints", ".minseal-1.tmp", "run-1/.minseal-2.tmp"):
+        (folder / "adapter" / left).mkdir(parents=True)
+    (folder / "adapter" / ".minseal-lock").write_text("process 1")
     learn(replace(config, inner=BRIEF), [folder / "rivers.md"], list)
-    assert (folder / "adapter" / "run-1" / "config.json").exists()
-
-
-def test_a_folder_in_which_another_process_learns_is_refused(place):
-    folder, config = place
-    code = "import sys, time; from pathlib import Path; from minseal.files import hold\n"
-    code += "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
-    command = [sys.executable, "-c", code, str(folder / "adapter")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(UserError, match=f"in use by process {other.pid} "):
-            learn(config, [folder / "rivers.md"], list)
-        other.kill()
+    assert "run-1" in names(folder / "adapter")
+    assert not any(name.startswith(".") for name in names(folder / "adapter"))
 
 
 def content(path):

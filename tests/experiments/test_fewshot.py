@@ -393,10 +393,10 @@ def test_the_tiny_model_is_asked_as_it_learnt_wherever_it_lies(tmp_path):
     assert puzzles(config, Run(tmp_path / "run", {})).task.style == "tiny"
 
 
-@pytest.mark.parametrize("n", [60, pytest.param(1500, marks=pytest.mark.fuzz)])
+@pytest.mark.parametrize("n", [20, pytest.param(1500, marks=pytest.mark.fuzz)])
 def test_a_run_that_somebody_edited_is_reported_in_part_or_refused(
     finished, tmp_path, monkeypatch, n
 ):
     """Kind: a damaged run folder. Seeded mutations of its files; never another exception."""
     counts = reports_of_mutations(finished[1].folder, tmp_path / "m", n, monkeypatch)
-    assert min(counts.values()) > n // 20, counts
+    assert sum(counts.values()) == n and counts["in part"] >= n // 4, counts

@@ -453,10 +453,10 @@ def test_eval_data_without_data_is_refused():
         KnowledgeConfig(eval_data="passages.json")
 
 
-@pytest.mark.parametrize("n", [60, pytest.param(1500, marks=pytest.mark.fuzz)])
+@pytest.mark.parametrize("n", [20, pytest.param(1500, marks=pytest.mark.fuzz)])
 def test_a_run_that_somebody_edited_is_reported_in_part_or_refused(
     finished, tmp_path, monkeypatch, n
 ):
     """Kind: a damaged run folder. Seeded mutations of its files; never another exception."""
     counts = reports_of_mutations(finished[0], tmp_path / "m", n, monkeypatch)
-    assert min(counts.values()) > n // 20, counts
+    assert sum(counts.values()) == n and counts["in part"] >= n // 4, counts

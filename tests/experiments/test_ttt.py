@@ -133,13 +133,13 @@ def test_a_run_without_a_finished_outer_loop_has_no_policy(tmp_path, finished):
         go(replace(SMALL, policy=str(ttt.folder)), tmp_path / "run")
 
 
-@pytest.mark.parametrize("n", [60, pytest.param(1500, marks=pytest.mark.fuzz)])
+@pytest.mark.parametrize("n", [20, pytest.param(1500, marks=pytest.mark.fuzz)])
 def test_a_run_that_somebody_edited_is_reported_in_part_or_refused(
     finished, tmp_path, monkeypatch, n
 ):
     """Kind: a damaged run folder. Seeded mutations of its files; never another exception."""
     counts = reports_of_mutations(finished[2].folder, tmp_path / "m", n, monkeypatch)
-    assert min(counts.values()) > n // 20, counts
+    assert sum(counts.values()) == n and counts["in part"] >= n // 4, counts
 
 
 def test_kept_weights_that_were_lost_are_trained_again(finished, tmp_path):
