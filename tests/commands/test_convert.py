@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_files import kill_everywhere
+from kills import kill_everywhere
 
 from minseal import UserError, load, merge_state
 from minseal.commands.cli import main

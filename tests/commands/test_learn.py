@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_files import kill_everywhere
+from kills import kill_everywhere
 
 from minseal import LoRAConfig, UserError, attach, load
 from minseal.commands import learn as room
@@ -321,12 +321,14 @@ def content(path):
 
 def work(out):
     folder = Path(os.environ["FOLDER"])
-    os.chdir(out.parent if out.parent.exists() else folder)
+    out.mkdir(parents=True, exist_ok=True)
+    os.chdir(out)  # paths are settings: the same for all
     torch.set_num_threads(1)
     config = LearnConfig(
         os.environ["MODEL"],
-        out=out.name,
+        out="adapter",
         prompts=("self-qa",),
+        section=60,
         inner=BRIEF,
         exam=str(folder / "exam.json"),
     )

@@ -147,7 +147,7 @@ def test_kept_weights_that_were_lost_are_trained_again(finished, tmp_path):
     config, results, run = finished
     shutil.copytree(run.folder, tmp_path / "r")
     kept = tmp_path / "r" / "checkpoints" / "kept-weights.pt"
-    old = load_tensors(kept)
+    old = load_tensors(run.folder / "checkpoints" / "kept-weights.pt")
     kept.write_bytes(b"")
     go(config, tmp_path / "r")
     new = load_tensors(kept)
