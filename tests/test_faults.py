@@ -530,7 +530,7 @@ def test_names_that_are_no_names(campaign, command):
 
 @pytest.mark.parametrize("command", [*WRITERS, "pretrain"])
 def test_two_processes_in_one_folder(campaign, command):
-    """The second is refused in one line; the first is not disturbed. (Reports may be made twice.)"""
+    """The second is refused in one line, the first is not disturbed; reports may be made twice."""
     operations = campaign.undisturbed(command)[0].operations
     if campaign.servers.qsize() < 2:
         pytest.skip("needs two processes")
