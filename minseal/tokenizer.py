@@ -16,8 +16,8 @@ from .files import UserError, Writer, first_line, read_text, write_text
 # How GPT-2 cuts text into pieces before merging: words keep the space before them.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 END = "<|endoftext|>"
-# A pattern that cuts this in a second, whole, will cut other text: long runs are where patterns
-# that try every way of matching never end.
+# A pattern must cut this, all of it, in half a second: long runs are where patterns that try
+# every way of matching never end.
 PROBE = "The cat's 12 été,\n\n\t中文 😀 e\u0301" + "".join(c * 300 for c in "aA1 \n!_é中")
 LONGEST_GAP = 500_000  # white space characters in a row; at a million tiktoken gives up
 
@@ -66,7 +66,7 @@ class Tokenizer:
     def _check(self) -> None:
         ids, used = [*self.ranks.values(), *self.specials.values()], [self.eot, *self.bos]
         with one_line(f"its pattern {self.pattern!r:.60}"):
-            pieces = [match[0] for match in regex.finditer(self.pattern, PROBE, timeout=1)]
+            pieces = [match[0] for match in regex.finditer(self.pattern, PROBE, timeout=0.5)]
         problems = {
             "ids must be whole numbers from 0": any(
                 type(i) is not int or i < 0 for i in ids + used

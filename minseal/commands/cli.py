@@ -67,7 +67,7 @@ def commands() -> list[Command]:
         *runs,
         Command("report", ReportConfig, report, (run_folder,)),
         Command("show", ShowConfig, show, (puzzle,)),
-        Command("learn", LearnConfig, learn, (("FILE", "text or Markdown files", "+"),), KEPT),
+        Command("learn", LearnConfig, learn, (("FILE", "text or Markdown (.md)", "+"),), KEPT),
         Command("ask", AskConfig, lambda *given: say(ask(*given)), (question,)),
         Command("chat", AskConfig, chat, stopped="bye"),
         Command("convert", ConvertConfig, convert, (weights, out)),

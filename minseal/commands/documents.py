@@ -3,7 +3,7 @@
 import itertools
 import re
 from bisect import bisect_right
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -34,7 +34,8 @@ CUTS = (
 
 # What is no text, or not marked up as Markdown is: (name, first bytes, suffixes, the way out).
 PANDOC, OFFICE = "`pandoc -t gfm {0} -o {0}.md`", "`soffice --convert-to txt:Text {0}`"
-COMMENTS = rb"(<\?xml[^>]*>\s*|<!--((?!-->).)*-->\s*)*"
+OCR = "`tesseract {0} {0}`"
+COMMENTS = rb"(<\?xml[^>]*>\s*|<!--((?!-->).){,999}-->\s*)*"
 PACKED = rb"PK\x03\x04|\x1f\x8b|BZh\d1AY|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!\x1a"
 FORMATS = (
     ("PDF", rb"%PDF-", "pdf", "`pdftotext {0}`"),
@@ -50,26 +51,23 @@ FORMATS = (
     ("Word, Excel or PowerPoint", rb"PK\x03\x04.*(word|xl|ppt)/", "docx xlsx pptx", OFFICE),
     ("an old Office file", rb"\xd0\xcf\x11\xe0", "doc xls ppt", OFFICE),
     ("an archive", PACKED, "zip gz tgz tar bz2 xz zst 7z rar", "unpack it"),
-    ("a picture", rb"\x89PNG|\xff\xd8\xff|GIF8\da|II\*\0|MM\0\*", "png jpg jpeg gif tif webp", ""),
+    ("a picture", rb"\x89PNG|\xff\xd8\xff|GIF8\da|II\*\0|MM\0\*", "png jpg jpeg gif tif webp", OCR),
     ("subtitles", rb"WEBVTT\b|(\d+\s+)?[\d:]{8}[,.]\d{3} -->", "srt vtt", "keep what is said"),
     ("UTF-16", rb"\xff\xfe|\xfe\xff", "", "`iconv -f UTF-16 -t UTF-8 {0} > {0}.txt`"),
     ("a table", rb"(?!)", "csv tsv", "write sentences that say what is in it"),
     ("binary", rb".*\0", "", ""),
 )
+OTHER = ("no UTF-8", b"", "", "`iconv -f WINDOWS-1252 -t UTF-8 {0} > {0}.txt`, or the like")
 
 
 def read_document(path: str) -> str:
     """A text or Markdown file with words in it; another format is refused by its name."""
     text = read_text(path, errors="surrogateescape")  # what is no UTF-8 tells what it is instead
-    raw = text.encode(errors="surrogateescape")
+    raw, suffix = text.encode(errors="surrogateescape"), Path(path).suffix.lower()[1:]
     rows = [row for row in FORMATS if re.match(row[1], raw, re.S | re.I)]
-    rows += [row for row in FORMATS if Path(path).suffix.lower()[1:] in row[2].split()]
-    if not re.search(r"\w", text):
-        rows = [("empty", b"", "", "")]
-    elif not rows and re.search("[\udc80-\udcff]", text):
-        rows = [
-            ("no UTF-8", b"", "", "`iconv -f WINDOWS-1252 -t UTF-8 {0} > {0}.txt`, or the like")
-        ]
+    rows += [] if re.search(r"\w", text) else [("empty", b"", "", "")]
+    rows += [row for row in FORMATS if suffix in row[2].split()]
+    rows += [OTHER] if re.search("[\udc80-\udcff]", text) else []
     if rows:
         (what, *_, way), told = rows[0], "expected a text or Markdown file with words in it"
         raise UserError(f"{path} is {what}; {told}{way and ': ' + way.format(quote(path))}")
@@ -101,11 +99,10 @@ def split_markdown(title: str, text: str) -> list[tuple[str, str]]:
     """
     parser = need("markdown_it", "weights", "learning Markdown").MarkdownIt("commonmark")
     front = FRONT.match(text)
-    keys = [(key[1], key[2]) for key in KEY.finditer(front[2])] if front else []
+    keys = list(KEY.finditer(front[2])) if front else []
     if keys:
-        title = next(
-            (value.strip(" \t'\"") for is_title, value in keys if is_title and value), title
-        )
+        titles = [key[2].strip(" \t'\"") for key in keys if key[1] and key[2]]
+        title = [*titles, title][0]
         text = text[front.end() :]
     lines = list(map(str.rstrip, text.split("\n")))
     env, blocks, done = {}, [], 0
@@ -130,8 +127,9 @@ def split_markdown(title: str, text: str) -> list[tuple[str, str]]:
 
 def plain(tokens: list[Any]) -> str:
     """The words of a heading, without markup."""
-    words = (plain(t.children) if t.children else t.content for t in tokens if "html" not in t.type)
-    return " ".join("".join(word or " " for word in words).split())
+    kinds = {"softbreak": " ", "hardbreak": " ", "html_inline": ""}
+    words = (plain(t.children) if t.children else kinds.get(t.type, t.content) for t in tokens)
+    return " ".join("".join(words).split())
 
 
 def one_line(paragraph: str) -> str:
@@ -151,9 +149,15 @@ def cut_text(
         cuts = cuts[1:]
     half = len(text) // 2
     joint = cuts[0][1] if cuts else ""
-    wholes = re.split(cuts[0][0], text) if cuts else [text[:half], text[half:]]
-    parts = [part for whole in wholes for part in cut_text(tokenizer, whole, most, cuts[1:])]
-    ends = [0, *accumulate(len(tokenizer.encode(part)) for part in parts)]
+    parts, ends = [], [0]  # and how many tokens they have up to the end of each, about
+    for whole in re.split(cuts[0][0], text) if cuts else (text[:half], text[half:]):
+        size = len(tokenizer.encode(whole))
+        known = whole.strip() and size <= most
+        for part in [whole] if known else cut_text(tokenizer, whole, most, cuts[1:]):
+            parts.append(part)
+            if not known or joint == " ":  # a space belongs to the word behind it
+                size = len(tokenizer.encode(joint + part))
+            ends.append(ends[-1] + size + joint.count("\n"))
 
     def fit(start: int, end: int) -> bool:
         return len(tokenizer.encode(joint.join(parts[start:end]))) <= most
@@ -174,7 +178,8 @@ def notes_as_text(sections: list[Passage], notes: Notes) -> str:
     """The notes as a file to read and edit; read_notes() reads it."""
     parts = []
     for i, section in enumerate(sections, 1):
-        lines = [line_of(note) for note in notes.get(i, [])]
+        lines = map(line_of, notes.get(i, []))  # one that looks like a heading stands further in
+        lines = [f" {line}" if line.startswith("## Section") else line for line in lines]
         parts.append("\n".join([f"## Section {i}: {section.title}\n", *lines]) + "\n")
     return "\n".join(parts)
 

@@ -26,7 +26,8 @@ from ..open_models.load import load
 from ..open_models.peft import load_adapter, save_adapter
 from ..outer import OuterConfig, Trial
 from ..selfedit import InvalidSelfEdit, SelfEdit
-from ..tasks.knowledge import PROMPTS, Knowledge, Question, score
+from ..tasks.grading import score
+from ..tasks.knowledge import PROMPTS, Knowledge, Question
 from ..tasks.passages import Exam, Passage, read_questions
 from ..terminal import say
 from .documents import Notes, keep_older, notes_as_text, read_document, read_notes, split_document

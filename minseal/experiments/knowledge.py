@@ -15,7 +15,8 @@ from ..lab.lab import CONTROL, SEAL, Lab, experiment
 from ..lab.run import Run, Step
 from ..open_models.load import load
 from ..outer import OuterConfig, Trial
-from ..tasks.knowledge import PROMPTS, Grading, Knowledge
+from ..tasks.grading import Grading
+from ..tasks.knowledge import PROMPTS, Knowledge
 from ..tasks.passages import Passage, read_passages
 from ..tasks.people import KINDS, People, toy_passages
 from ..terminal import say

@@ -131,7 +131,7 @@ def _are_frequencies(t: Tensor, config: GPTConfig) -> bool:
 UNUSED = {  # tensors of older files that are made of the settings: name -> whether it is as made
     r"h\.\d+\.attn\.bias": _is_causal_mask,
     r"h\.\d+\.attn\.masked_bias": lambda t, config: bool((t < -1000).all()),
-    r"(model\.)?.*rotary_emb\.inv_freq": _are_frequencies,
+    r".*rotary_emb\.inv_freq": _are_frequencies,
 }
 
 

@@ -18,7 +18,7 @@ from ..model import GPTConfig, rope_frequencies
 from .families import FAMILIES, GGUF_KEYS, GGUF_NAMES, Place, Source, Stored, place_of
 from .tokenizers import tokenizer_of_gguf
 
-MOST_PARTS = 2**17  # values in a header, an array counted as one; the largest Llama has 10,000
+MOST_PARTS = 2**15  # values in a header, an array counted as one; the largest Llama has 10,000
 GPT2_NAMES = GGUF_NAMES | {f".attn.{part}": f".attn_qkv[{i}]" for i, part in enumerate("qkv")}
 
 
@@ -110,7 +110,7 @@ def _make_reader(gguf: ModuleType) -> type:
 def _dequantise(path: Path, t: Any, shape: tuple[int, ...]) -> Tensor:
     try:
         numbers = need("gguf", "weights").dequantize(t.data, t.tensor_type)
-    except NotImplementedError as e:
+    except (NotImplementedError, ValueError) as e:  # its type, or a shape of nothing
         raise UserError(f"{path}: cannot read {t.name!r}: {first_line(e)}") from None
     return torch.from_numpy(np.asarray(numbers, dtype=np.float32)).view(shape)
 

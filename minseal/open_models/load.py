@@ -72,7 +72,7 @@ def find(source: str | Path) -> Path:
         raise UserError(f"no model at {source}: {EXPECTED}")
     hub = need("huggingface_hub", "weights", f"there is no {source} here, and the hub")
     try:
-        files = ["*.json", "*.safetensors", "*.jinja"]  # no pickles
+        files = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]  # no pickles
         return Path(hub.snapshot_download(source, allow_patterns=files))
     except Exception as e:  # offline, no such model, no permission: there is an error for each
         why = f"{type(e).__name__}: {first_line(e)}"

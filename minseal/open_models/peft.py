@@ -108,7 +108,9 @@ def load_adapter(
     there = read_json(ours).get("fingerprint", here) if ours.is_file() else here
     if not isinstance(there, list) or len(there) != len(here) or not all(map(is_number, there)):
         raise UserError(f"{ours}: fingerprint is {there!r:.60}; expected {len(here)} numbers")
-    if not torch.allclose(torch.tensor(there), torch.tensor(here), rtol=0.05, atol=1e-3):
+    if not torch.allclose(
+        torch.tensor(there, dtype=torch.float), torch.tensor(here), rtol=0.05, atol=1e-3
+    ):
         raise UserError(f"{other}: their weights differ")
     ranks = _Ranks(settings, path)
     pairs = _match(ranks, read_safetensors(weights), model, other)
@@ -173,13 +175,9 @@ class _Ranks:
         self.tables = []  # (rank or alpha of all, [(a layer's pattern, its own), ...])
         for key, kind in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
             default, own = settings.get(key, 8), settings.get(kind) or {}  # 8 is PEFT's default
-            if not isinstance(own, dict) or len("".join(own)) > 2**16:
-                raise UserError(f"{path}: {kind} is {own!r:.60}; expected names with numbers")
-            # {60000} makes a pattern so many times as large.
-            counts = (regex.findall(r"[{,]0*([1-9]\d*)", pattern) for pattern in own)
-            if any(math.prod(int(n[:4]) for n in some) > 1000 for some in counts):
-                raise UserError(f"{path}: {kind} has a pattern that counts too far")
-            for name, value in {key: default, **own}.items():
+            if not isinstance(own, dict) or len("".join(own)) > 2**16 or any(map(_counts_far, own)):
+                raise UserError(f"{path}: {kind} is {own!r:.60}; expected short names with numbers")
+            for name, value in [(key, default), *own.items()]:
                 if not is_number(value) or key == "r" and (type(value) is not int or value < 1):
                     expected = "a whole number above 0" if key == "r" else "a number"
                     raise UserError(f"{path}: {name!r:.60} is {value!r:.60}; expected {expected}")
@@ -201,6 +199,11 @@ class _Ranks:
         except TimeoutError:
             raise UserError(f"{self.path}: a pattern takes too long for {layer}") from None
         return rank, alpha / (math.sqrt(rank) if self.root else rank)
+
+
+def _counts_far(pattern: str) -> bool:
+    """Whether x{60000} and its like, in each other, would take all memory to be compiled."""
+    return math.prod(int(n[:4]) for n in regex.findall(r"[{,]0*([1-9]\d*)", pattern)) > 1000
 
 
 def is_number(value: Any) -> bool:

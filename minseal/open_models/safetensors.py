@@ -19,6 +19,9 @@ FLOATS = {
 }
 
 
+MOST_TENSORS = 2**15
+
+
 def read_shards(folder: Path) -> dict[str, Stored]:
     """{name: Stored} of a folder: of model.safetensors, or of the shards that it was cut into.
 
@@ -51,7 +54,10 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     """{name: Stored} of one file; nothing is read but its header."""
     tensors = {}
     with open_safely(path) as file:
-        for name in file.keys():
+        names = file.keys()
+        if len(names) > MOST_TENSORS:
+            raise ValueError(f"{len(names)} tensors are more than any model has")
+        for name in names:
             there = file.get_slice(name)
             dtype, shape = there.get_dtype(), tuple(there.get_shape())
             tensors[name] = Stored(shape, FLOATS.get(dtype, dtype), partial(_read, path, name))

@@ -180,7 +180,7 @@ def read_tokenizer(folder: Path) -> OpenTokenizer:
     if "added_tokens_decoder" not in config:  # else transformers does not look at these two
         added = side("added_tokens.json").items()
         config |= {key: text_of(value) for key, value in side("special_tokens_map.json").items()}
-        config["added_tokens_decoder"] = {id: {"content": token} for token, id in added}
+        config["added_tokens_decoder"] = {f"{id}": {"content": token} for token, id in added}
     if whole.is_file():
         return OpenTokenizer(read_text(whole), config, whole)
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
@@ -202,9 +202,11 @@ def tokenizer_of_gguf(fields: dict[str, Any], where: object) -> OpenTokenizer:
     """The tokenizer in the metadata of a GGUF file, {key: value}."""
     about = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
     kind, cut = about.get("model"), about.get("pre")
-    if kind != "gpt2" or cut not in GGUF_CUTS:
+    if kind != "gpt2" or cut not in [*GGUF_CUTS]:
         expected = f"expected gpt2, {' or '.join(GGUF_CUTS)}"
-        raise UserError(f"{where} has a tokenizer of the kind {kind!r}, {cut!r}; {expected}")
+        raise UserError(
+            f"{where} has a tokenizer of the kind {kind!r:.60}, {cut!r:.60}; {expected}"
+        )
     for key in ("add_eos_token", "add_space_prefix"):
         if about.get(key):
             raise UserError(f"{where} has a tokenizer with {key}; expected one without")

@@ -144,8 +144,9 @@ def _items_in(path: str | Path) -> list[Item]:
 
 def _puzzle(id: str, value: Any, path: object) -> Puzzle:
     where = f"{path}, puzzle {id}"
-    if not id.strip() or not id.isprintable():
-        raise UserError(f"{path}: {id!r} is no id of a puzzle; expected printable characters")
+    if not id.strip() or not id.isprintable() or len(id) > 200:
+        told = f"{_brief(id)} is no id of a puzzle; expected printable characters, at most 200"
+        raise UserError(f"{path}: {told}")
     if not isinstance(value, dict):
         hint = "solutions come second: challenges.json,solutions.json"
         raise UserError(f"{where}: expected {{train, test}}, got {type(value).__name__}; {hint}")
@@ -191,7 +192,7 @@ def _with_solutions(puzzles: dict[str, Puzzle], path: str) -> list[Puzzle]:
     """The puzzles with the outputs of their tests from a second file."""
     solutions = read_json(path, once=True)
     if unknown := solutions.keys() - puzzles.keys():
-        raise UserError(f"{path}, puzzle {min(unknown)!r}: not among the challenges")
+        raise UserError(f"{path}, puzzle {_brief(min(unknown))}: not among the challenges")
     out = []
     for id, puzzle in puzzles.items():
         where, outputs, n = f"{path}, puzzle {id}", solutions.get(id), len(puzzle.tests)

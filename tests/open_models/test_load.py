@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -129,21 +130,29 @@ ROPE = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embe
         ({"vocab_size": 2**31 - 1, "hidden_size": 2**31 - 1}, "config"),
         ({"vocab_size": 2**80}, "vocab_size"),
         ({"vocab_size": None}, "has no vocab_size"),
-        ({"num_hidden_layers": 10**9}, "1000000000 blocks"),
+        ({"num_hidden_layers": 10**9}, "layers.2.input_layernorm.weight is missing"),
         ({"num_attention_heads": None}, "has no num_attention_heads"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "n_kv_head"),
         ({"head_dim": 7}, "head_dim"),
+        ({"head_dim": 2**31 - 2}, "cannot be"),
+        ({"head_dim": 2**31 - 2, "max_position_embeddings": 1}, "cannot be"),
+        ({"num_attention_heads": 33, "head_dim": None, "num_key_value_heads": 33}, "head_dim is 0"),
         ({"max_position_embeddings": 2**30}, "max_position_embeddings"),
+        ({"max_position_embeddings": 2_000_000}, "max_position_embeddings"),  # was 400 MB
         ({"max_position_embeddings": -1}, "max_position_embeddings"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
         ({"rms_norm_eps": -1}, "rms_norm_eps"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
+        ({"rope_parameters": {"rope_theta": 10**400}}, "rope_theta"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 1e-320, **ROPE}}, "not finite"),
         ({"rope_parameters": {"rope_theta": 0}}, "rope_theta"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
         ({"hidden_size": [32]}, "hidden_size"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_configuration_of_nonsense(folder, values, reason):
     change(folder / "config.json", **values)
@@ -243,7 +252,7 @@ MASK = torch.ones(1, 1, 6, 6).tril()
         ("llama", "model.rotary_emb.inv_freq", FREQUENCIES.half(), torch.ones(5)),
         ("qwen3", "model.rotary_emb.inv_freq", FREQUENCIES, FREQUENCIES * float("nan")),
     ],
-    ids=str,
+    ids="mask window bias masked_bias layer half qwen3".split(),
 )
 def test_what_is_made_of_the_settings_is_left_out_only_as_it_is_made(
     tmp_path, kind, name, made, other
@@ -272,6 +281,54 @@ def test_a_stale_index_and_stale_shards_beside_a_whole_file(tmp_path):
     assert difference(load(tmp_path, "cpu")[0], theirs_from(tmp_path)) < 1e-5
     (tmp_path / "model.safetensors.index.json").write_text("{")
     load(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        ("llama", "model.layers.1.mlp.up_proj.weight"),
+        ("llama", "lm_head.weight"),
+        ("gpt2", "transformer.h.0.attn.c_attn.bias"),
+        ("gpt2", "transformer.ln_f.weight"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_by_the_name_of_the_tensor(tmp_path, kind, name, value):
+    write_theirs(tmp_path, kind, torch.bfloat16)
+    rewrite(tmp_path, lambda tensors: tensors[name].view(-1)[-1].fill_(value))
+    message = refused(tmp_path)
+    assert name.removeprefix("transformer.") in message and "not finite" in message
+
+
+def test_numbers_too_large_for_the_dtype_that_was_asked_for(folder):
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(folder, lambda tensors: tensors[name][0].fill_(1e5))
+    load(folder, "cpu", "bfloat16")
+    with pytest.raises(UserError, match=f"float16.*{name}"):
+        load(folder, "cpu", "float16")
+
+
+@pytest.mark.parametrize("where", ["root", "rope_scaling", "both", "neither"])
+def test_the_original_length_is_found_where_transformers_finds_it(folder, where):
+    """llama3's rope scaling: beside rope_scaling (it counts), in it, or the longest text."""
+    key, rope = "original_max_position_embeddings", {"rope_type": "llama3", "factor": 8.0}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {key: 64 if where == "both" else 32} if where in ("rope_scaling", "both") else {}
+    about = {} if where in ("rope_scaling", "neither") else {key: 32}
+    change(folder / "config.json", rope_parameters=None, rope_scaling=rope, rope_theta=1e4, **about)
+    mine = load(folder, "cpu")[0]
+    assert mine.config.rope_scaling[-1] == (128 if where == "neither" else 32)
+    assert difference(mine, theirs_from(folder)) < 1e-5
+
+
+def test_a_table_of_positions_may_be_as_large_as_the_weights():
+    """Qwen2.5-7B-1M reads 1,010,000 tokens: a hundredth of its weights."""
+    shape = dict(n_embd=3584, n_head=28, n_kv_head=4, head_dim=128, rope_theta=1e7)
+    config = GPTConfig(**shape, block_size=1_010_000)
+    checkpoint.check_positions(config, 7_600_000_000, "here")
+    with pytest.raises(UserError, match="1010000 rotary positions"):
+        checkpoint.check_positions(config, 100_000_000, "here")
+    checkpoint.check_positions(GPTConfig(head_dim=128, block_size=131_072), 1, "here")
 
 
 def test_a_tokenizer_larger_than_the_embedding(folder):
@@ -363,14 +420,49 @@ MALFORMED = {
     "no numbers": header(data_offsets="08"),
     "bytes too many": header() + b"\0",
     "truncated": header()[:-1],
+    "400,000 dimensions": header(shape=[2] + [1] * 400_000),
+    "400,000 dimensions of nothing": header(shape=[0] + [2] * 400_000, data_offsets=[0, 0])[:-8],
+    "an overflow of nothing": header(shape=[0, 2**64 - 1], data_offsets=[0, 0])[:-8],
 }
 
 
 @pytest.mark.parametrize("damage", MALFORMED)
 def test_malformed_safetensors(folder, damage):
-    """The package refuses them; what we say of it is one line with the path."""
+    """The package refuses most; what we say of it is one line with the path."""
     (folder / "model.safetensors").write_bytes(MALFORMED[damage])
-    assert "model.safetensors" in refused(folder)
+    message = refused(folder)
+    assert "model.safetensors" in message or "model.embed_tokens.weight is missing" in message
+
+
+@pytest.mark.parametrize(
+    "shape", [[1] * 400_000, [0] + [2] * 400_000, [0, 2**64 - 1]], ids=lambda shape: str(shape)[:9]
+)
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.rotary_emb.inv_freq", "another"])
+def test_shapes_beyond_all_measure_are_refused_at_once(folder, name, shape):
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    rest = {k: t for k, t in tensors.items() if k != name}
+    data = safetensors.torch.save(rest)
+    size = int.from_bytes(data[:8], "little")
+    about, numbers = json.loads(data[8 : 8 + size]), data[8 + size :]
+    more = numbers + bytes(0 if 0 in shape else 4)
+    offsets = [len(numbers), len(more)]
+    about[name] = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+    text = json.dumps(about).encode()
+    (folder / "model.safetensors").unlink()  # it is mapped
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + more)
+    begin = time.process_time()
+    assert len(refused(folder)) < 600
+    assert time.process_time() - begin < 2  # measured: 0.1
+
+
+def test_more_tensors_than_any_model_has(folder):
+    one = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    text = json.dumps({f"model.layers.{i}.a": one for i in range(40_000)}).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    change(folder / "config.json", num_hidden_layers=40_000)
+    begin = time.process_time()
+    assert "40000 tensors" in refused(folder)
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.05, 0.5, 0.999])

@@ -4,12 +4,15 @@ import copy
 import json
 import re
 import time
+from contextlib import contextmanager
 from dataclasses import fields
 
 import peft
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from minseal import UserError
 from minseal.lora import TARGETS, LoRAConfig, attach
@@ -153,6 +156,15 @@ def change(folder, drop=(), **values):
     path.write_text(json.dumps(settings | values))
 
 
+@contextmanager
+def changed(folder, **values):
+    """Like change, until the end of a `with`."""
+    before = (folder / "adapter_config.json").read_text()
+    change(folder, **values)
+    yield
+    (folder / "adapter_config.json").write_text(before)
+
+
 def theirs_to_disk(base, folder, seed=0, targets=("q_proj", "down_proj"), **settings):
     """Their model with an adapter that changes the logits, which is written to the folder."""
     gpt2 = "GPT2" in type(base).__name__
@@ -185,19 +197,12 @@ OF_THE_BASE = ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "
 VARIANTS = [f.name for f in fields(peft.LoraConfig) if f.metadata.get("is_lora_variant")]
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        *MORE.items(),
-        *((name, [1, 2]) for name in VARIANTS),
-        *(("init_lora_weights", how) for how in OF_THE_BASE),
-    ],
-    ids=str,
-)
-def test_whatever_is_more_than_plain_lora_is_refused_by_name(saved, key, value):
+def test_whatever_is_more_than_plain_lora_is_refused_by_name(saved):
     model, folder = saved
-    change(folder, **{key: value})
-    refused(folder, model, key)
+    cases = [*MORE.items(), *((name, [1, 2]) for name in VARIANTS)]
+    for key, value in cases + [("init_lora_weights", how) for how in OF_THE_BASE]:
+        with changed(folder, **{key: value}):
+            refused(folder, model, key)
 
 
 def test_an_adapter_that_begins_at_a_token_is_refused(twins, tmp_path):
@@ -316,49 +321,83 @@ def test_settings_that_are_missing_or_nothing_are_as_in_peft(twins, tmp_path, dr
     torch.testing.assert_close(mine(IDS), again(IDS).logits, **CLOSE)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"r": 0},
-        {"r": -4},
-        {"r": 4.0},
-        {"r": 5},  # not that of the tensors
-        {"r": True},
-        {"r": 10**400},
-        {"r": None},
-        {"lora_alpha": float("nan")},
-        {"lora_alpha": float("inf")},
-        {"lora_alpha": 10**400},
-        {"lora_alpha": "16"},
-        {"lora_alpha": [1]},
-        {"alpha_pattern": {"q_proj": None}},
-        {"alpha_pattern": {"q_proj": float("nan")}},
-        {"alpha_pattern": [["q_proj", 3]]},
-        {"alpha_pattern": {"(": 3}},
-        {"alpha_pattern": {"(" * 5000: 3}},
-        {"alpha_pattern": dict.fromkeys(map(str, range(100_000)), 3)},
-        {"rank_pattern": {"q_proj": 0}},
-        {"rank_pattern": {"q_proj": 9}},
-        {"base_model_name_or_path": "two\nlines", "r": 7},
-    ],
-    ids=lambda values: str(values)[:40],
-)
-def test_settings_of_nonsense(saved, values):
-    model, folder = saved
-    change(folder, **values)
-    refused(folder, model)
+NONSENSE = [
+    {"r": 0},
+    {"r": -4},
+    {"r": 4.0},
+    {"r": 5},  # not that of the tensors
+    {"r": True},
+    {"r": 10**400},
+    {"r": None},
+    {"r": None, "rank_pattern": {"r": 4}},
+    {"lora_alpha": float("nan")},
+    {"lora_alpha": float("inf")},
+    {"lora_alpha": 10**400},
+    {"lora_alpha": "16"},
+    {"lora_alpha": [1]},
+    {"alpha_pattern": {"q_proj": None}},
+    {"alpha_pattern": {"q_proj": float("nan")}},
+    {"alpha_pattern": [["q_proj", 3]]},
+    {"alpha_pattern": {"(": 3}},
+    {"alpha_pattern": {"(" * 5000: 3}},
+    {"alpha_pattern": dict.fromkeys(map(str, range(20_000)), 3)},
+    {"rank_pattern": {"q_proj": 0}},
+    {"rank_pattern": {"q_proj": 9}},
+    {"base_model_name_or_path": "two\nlines", "r": 7},
+]
 
 
-@pytest.mark.parametrize(
-    "there",
-    [3, None, "abc", {}, [], [1], [None] * 16, [[1]] * 16, ["x"] * 16, [10**400] * 16, [True] * 16]
-    + [[float("nan")] * 16, [1e300] * 16, [[1], [1, 2]] * 8],
-    ids=lambda there: str(there)[:30],
-)
-def test_a_fingerprint_of_nonsense(saved, there):
+def test_settings_of_nonsense(saved):
     model, folder = saved
-    (folder / "minseal.json").write_text(json.dumps({"fingerprint": there}))
-    refused(folder, model, "fingerprint")
+    for values in NONSENSE:
+        with changed(folder, **values):
+            refused(folder, model)
+
+
+def test_a_fingerprint_of_nonsense(saved):
+    model, folder = saved
+    one = [None, [1], "x", 10**400, True, float("nan"), 1e300]
+    for there in [3, None, "abc", {}, [], [1], [[1], [1, 2]] * 8, *([x] * 16 for x in one)]:
+        (folder / "minseal.json").write_text(json.dumps({"fingerprint": there}))
+        refused(folder, model, "fingerprint")
+    (folder / "minseal.json").write_text(json.dumps({"fingerprint": [1] * 16}))
+    refused(folder, model, "weights differ")
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([10**400, 0, 1, 4, 8, "", "none", "(", "q_proj", "pissa", "x\ny"])
+    | st.text(max_size=5),
+    lambda some: (
+        st.lists(some, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["q_proj", "(", "a{9}", ".*"]) | st.text(max_size=4), some
+        )
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_settings_load_or_are_refused_in_one_line(saved, data):
+    model, folder = saved
+    path = folder / data.draw(st.sampled_from(["adapter_config.json", "minseal.json"]))
+    before = path.read_text()
+    known = {*json.loads(before), *OF_ANY_VALUE, *OF_SOME_VALUES}
+    keys = st.sampled_from(["new\nkey", *sorted(known)])
+    changes = data.draw(st.dictionaries(keys, values, min_size=1, max_size=2))
+    path.write_text(json.dumps(json.loads(before) | changes))
+    try:
+        load_adapter(folder, model)[0].remove()
+    except UserError as e:
+        assert len(str(e).splitlines()) == 1
+    finally:
+        path.write_text(before)
+    assert model.n_adapters is None
 
 
 def test_patterns_that_track_back_do_not_hang(saved):

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import time
 import unicodedata
 
 import pytest
@@ -462,6 +463,174 @@ def test_the_older_form_of_tokenizer_json():
     assert differ(OpenTokenizer(json.dumps(data), {}), in_both("gpt2")[1], TEXTS) == []
 
 
+# ---- settings beside tokenizer.json, and GPT-2's layout without it: as AutoTokenizer has them ----
+
+FAST, GPT2, QWEN2 = "PreTrainedTokenizerFast", "GPT2Tokenizer", "Qwen2TokenizerFast"
+E_AND_I = {"added_tokens.json": {"<e>": 900, "[I]": 901}}  # the first special by its name
+E_ENDS = {"special_tokens_map.json": {"eos_token": {"content": "<e>", "lstrip": False}}}
+DECODER = {
+    "900": {"content": "<e>", "special": True},
+    "901": {"content": "[I]", "normalized": False, "lstrip": True},
+}
+
+
+def config(kind=FAST, **settings):
+    return {"tokenizer_config.json": {"tokenizer_class": kind, **settings}}
+
+
+def prefix(add, *before):
+    """tokenizer.json, whose pre-tokenizer puts a space before each text, or not."""
+    level = byte_level(True)
+    level.add_prefix_space = add
+    data = json.loads(their_json("gpt2"))
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(data))
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([*before, level]) if before else level
+    return {"tokenizer.json": theirs.to_str()}
+
+
+def old_layout(model_type="gpt2"):
+    model = json.loads(their_json("gpt2"))["model"]
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""]
+    return {
+        "vocab.json": model["vocab"],
+        "merges.txt": "\n".join(merges),
+        "config.json": {"model_type": model_type},
+    }
+
+
+def write_files(folder, files):
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def new_layout():
+    return {"tokenizer.json": their_json("gpt2"), "config.json": {"model_type": "gpt2"}}
+
+
+LAYOUTS = {  # name: the folder's files
+    "old": old_layout,
+    "old, of Qwen": lambda: old_layout("qwen2"),
+    "old, of Qwen by its class": lambda: old_layout("llama") | config(QWEN2),
+    "old, a space first": lambda: old_layout() | config(GPT2, add_prefix_space=True),
+    "old, a bos": lambda: old_layout() | config(GPT2, add_bos_token=True),
+    "old, Qwen has no bos": lambda: old_layout() | config(QWEN2, add_bos_token=True),
+    "old, side files": lambda: old_layout() | E_AND_I | E_ENDS,
+    "old, decoder": lambda: old_layout() | config(GPT2, added_tokens_decoder=DECODER),
+    "decoder hides side files": lambda: (
+        old_layout()
+        | {"special_tokens_map.json": {"eos_token": "!"}}
+        | config(GPT2, added_tokens_decoder=DECODER)
+    ),
+    "the end is a token of the text": lambda: (
+        old_layout() | {"special_tokens_map.json": {"eos_token": "!"}}
+    ),
+    "new, side files": lambda: new_layout() | E_AND_I | E_ENDS | config(),
+    "new, decoder": lambda: (
+        new_layout() | config(eos_token="<e>", added_tokens_decoder=DECODER, pad_token=END)
+    ),
+    "new, extra tokens": lambda: (
+        new_layout() | config(eos_token=END, additional_special_tokens=["[I]"]) | E_AND_I
+    ),
+    "new: its own frame counts": lambda: (
+        new_layout() | config(eos_token=END, bos_token=END, add_bos_token=True, add_eos_token=True)
+    ),
+    "new, a space first": lambda: prefix(True) | config(eos_token=END),
+    "new, a space first, nested": lambda: (
+        prefix(True) | {"tokenizer.json": nested(prefix(True)["tokenizer.json"])} | config()
+    ),
+    "new, a space by the class": lambda: (
+        prefix(False) | config(GPT2, eos_token=END, add_prefix_space=True)
+    ),
+    "new, no space by the class": lambda: (
+        prefix(True) | config(GPT2, eos_token=END, add_prefix_space=False)
+    ),
+    "new, the plain class overrules": lambda: (
+        prefix(False) | config(eos_token=END, add_prefix_space=True)
+    ),
+}
+
+
+def nested(text):
+    data = json.loads(text)
+    for _ in range(2):
+        data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [data["pre_tokenizer"]]}
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_setting_that_changes_ids_or_the_end_is_ignored(layout, tmp_path):
+    """Kind: settings in tokenizer_config.json and beside it. And what we write says the same."""
+    write_files(tmp_path, LAYOUTS[layout]())
+    mine, theirs = read_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    write_folder(tmp_path / "again", mine.files())
+    written = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    again = read_tokenizer(tmp_path / "again")
+    assert mine.eot == again.eot == written.eos_token_id
+    assert mine.eot == theirs.eos_token_id or (theirs.eos_token_id is None and mine.eot == 0)
+    assert mine.ends == again.ends and mine.ends.issuperset(theirs.all_special_ids)
+    # A special token written in a text is text here; without the first, "<e>" is one to them.
+    for text in [*TEXTS[:40], "", " ", "  two", "\ta", "a [I]b", "日本 12", " <|endoftext|>", "!"]:
+        if not ("[I]" in text and 901 in mine.ends) and not (text == "!" and mine.eot == 1):
+            ids = theirs(text, split_special_tokens=True).input_ids
+            assert mine.begin(text) == again.begin(text) == ids
+            assert written(text, split_special_tokens=True).input_ids == ids
+
+
+@pytest.mark.parametrize("kind", ["llama 2", "always", "first"])
+def test_sentencepiece_puts_its_space_where_tokenizers_does_also_before_a_space(kind):
+    theirs = tokenizers.Tokenizer.from_str(pieces_json(kind))
+    theirs.encode_special_tokens = True
+    mine = OpenTokenizer(pieces_json(kind), {"eos_token": "</s>"})
+    for text in [" two", "  three", META + "x", "\n", " "]:
+        assert mine.begin(text) == theirs.encode(text).ids, text
+
+
+def test_a_metaspace_that_is_told_not_to_puts_no_space():
+    data = json.loads(pieces_json("always"))
+    older = {"type": "Metaspace", "replacement": META, "add_prefix_space": False}
+    data["pre_tokenizer"] = older | {"prepend_scheme": "never"}
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(data))
+    mine = OpenTokenizer(json.dumps(data), {"eos_token": "</s>"})
+    assert mine.begin("the cat") == theirs.encode("the cat").ids
+
+
+REFUSED_LAYOUTS = [  # the reason, the files: what transformers makes of them is not followed
+    ("GPT2Tokenizer or Qwen2", lambda: old_layout("llama")),
+    ("no add_eos_token", lambda: old_layout() | config(GPT2, add_eos_token=True)),
+    ("'<s>', is not in it", lambda: old_layout() | config(GPT2, add_bos_token=1, bos_token="<s>")),
+    ("add_prefix_space", lambda: old_layout("qwen2") | config(QWEN2, add_prefix_space=True)),
+    ("before each piece", lambda: prefix(True, DIGITS)),
+    (
+        "'<e>' has the id 903; expected 900",
+        lambda: old_layout() | E_ENDS | {"added_tokens.json": {"<e>": 903}},
+    ),
+    ("eos_token .*, got '<e>'", lambda: old_layout() | E_ENDS),
+    ("two ids", lambda: new_layout() | {"added_tokens.json": {END: 5}}),
+    ("no tokenizer.json, nor", lambda: {"vocab.json": {}}),
+    ("no tokenizer that", lambda: old_layout() | {"vocab.json": {"a": "b"}}),
+    ("no tokenizer that", lambda: old_layout() | {"vocab.json": {"a": 2**40}}),
+    ("no tokenizer that", lambda: old_layout() | {"merges.txt": "a b c"}),
+    (
+        "no tokenizer that",
+        lambda: new_layout() | config(added_tokens_decoder={"x": {"content": "y"}}),
+    ),
+    ("no tokenizer that", lambda: new_layout() | config(added_tokens_decoder=[1])),
+    ("no tokenizer that", lambda: new_layout() | {"added_tokens.json": {"x": {}}}),
+    ("no tokenizer that", lambda: new_layout() | config(additional_special_tokens=7)),
+    ("JSON object", lambda: new_layout() | {"special_tokens_map.json": []}),
+    ("JSON object", lambda: old_layout() | {"vocab.json": "[]"}),
+]
+
+
+@pytest.mark.parametrize("reason, files", REFUSED_LAYOUTS, ids=range(len(REFUSED_LAYOUTS)))
+def test_settings_that_cannot_be_followed_are_refused_by_name(reason, files, tmp_path):
+    write_files(tmp_path, files())
+    with pytest.raises(UserError, match=reason) as e:
+        read_tokenizer(tmp_path)
+    assert len(str(e.value).splitlines()) == 1 and str(tmp_path) in str(e.value)
+
+
 # ---- what is refused, and why ----
 
 
@@ -470,8 +639,8 @@ def change(part, value):
         *path, last = part.split("/")
         at = data
         for name in path:
-            at = at[name]
-        at[last] = value
+            at = at[int(name)] if isinstance(at, list) else at[name]
+        at[int(last) if isinstance(at, list) else last] = value
 
     return changed
 
@@ -482,6 +651,19 @@ FRAME_OF_NO_TOKEN = {
     "pair": [],
     "special_tokens": {},
 }
+FRAME_THAT_CLOSES = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": END, "type_id": 0}},
+    ],
+    "pair": [],
+    "special_tokens": {END: {"id": END, "ids": [0], "tokens": [END]}},
+}
+LAST_ID = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+LAST_ID |= {"id": 2**32 - 1, "content": "<q>", "special": True}
+CATASTROPHE = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+CATASTROPHE["invert"] = False
 REFUSED = [  # the reason, the change of GPT-2's tokenizer.json
     ("expected BPE", change("model", {"type": "Unigram", "vocab": [["a", -1.0]]})),
     ("expected BPE", change("model/type", "WordPiece")),
@@ -496,6 +678,18 @@ REFUSED = [  # the reason, the change of GPT-2's tokenizer.json
     ("PanicException", change("post_processor", FRAME_OF_NO_TOKEN)),
     ("no tokenizer that", change("pre_tokenizer", {"type": "Nonsense"})),
     ("no tokenizer that", change("pre_tokenizer", {"type": "Sequence"})),
+    ("no tokenizer that", change("pre_tokenizer", {"type": "Sequence", "pretokenizers": [3]})),
+    ("no tokenizer that", change("normalizer", {"type": "Sequence", "normalizers": 3})),
+    ("no tokenizer that", change("decoder", ["ByteLevel"])),
+    ("no tokenizer that", change("model/vocab/a", 2**40)),
+    ("no tokenizer that", change("model/vocab/a", 10**400)),
+    ("no tokenizer that", change("added_tokens/0/id", 2**40)),
+    ("no tokenizer that", change("added_tokens/0/content", 7)),
+    ("has the id 4294967295; expected 900", change("added_tokens/0", LAST_ID)),
+    ("dropout is 0.5", change("model/dropout", 0.5)),
+    ("puts 'x' before", change("normalizer", {"type": "Prepend", "prepend": "x"})),
+    ("none after it", change("post_processor", FRAME_THAT_CLOSES)),
+    ("PanicException: .*retry-limit", change("pre_tokenizer", CATASTROPHE)),
 ]
 
 
@@ -552,10 +746,16 @@ GGUF_REFUSED = [
     ("kind 'llama'", {"model": "llama"}),
     ("'deepseek-llm'", {"pre": "deepseek-llm"}),
     ("None", {"pre": None}),
+    ("kind 'gpt2', \\['gpt-2'\\]", {"pre": ["gpt-2"]}),
     ("no complete tokenizer", {"token_type": [1]}),
     ("no complete tokenizer", {"tokens": None}),
     ("no complete tokenizer", {"eos_token_id": 10_000}),
-    ("eos_token", {"eos_token_id": 5}),
+    ("no complete tokenizer", {"eos_token_id": -1}),
+    ("no complete tokenizer", {"eot_token_id": "x"}),
+    ("with add_eos_token", {"add_eos_token": True}),
+    ("with add_space_prefix", {"add_space_prefix": True}),
+    ("no complete tokenizer", {"merges": [["a", "b"]]}),
+    ("no complete tokenizer", {"merges": 3}),
     ("no tokenizer.*qqq", {"merges": ["z qqq"]}),
 ]
 
@@ -566,6 +766,37 @@ def test_a_gguf_file_whose_tokenizer_cannot_be_read(reason, changes):
     with pytest.raises(UserError, match=reason) as e:
         tokenizer_of_gguf(fields, "x.gguf")
     assert len(str(e.value).splitlines()) == 1 and "x.gguf" in str(e.value)
+
+
+def test_gguf_tokens_that_users_defined_are_text_and_tokens_that_end_a_turn_are_not():
+    """Kind: types of tokens in GGUF. llama.cpp ends at these whatever type they have."""
+    fields = as_gguf("gpt2")
+    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    kinds[-2:], tokens[-2:] = [4, 4], ["   ", "<tool>"]
+    fields |= {"tokenizer.ggml.eot_token_id": 5, "tokenizer.ggml.eos_token_id": 6}
+    mine = tokenizer_of_gguf(fields, "x.gguf")
+    assert mine.ends == {0, 5, 6, len(tokens) - 1} and mine.eot == 6
+    assert (
+        len(tokens) - 2 in mine.encode("a    b") and mine.decode(mine.encode("a    b")) == "a    b"
+    )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama3", "llama 2"])
+@pytest.mark.parametrize("unit", ["a", " ", "中", "ab", " \n"])
+def test_long_runs_take_time_about_linear_in_their_length(family, unit):
+    """Kind: no input is quadratic. 4 times as long may take 8 times as long: caches, noise."""
+    if family == "llama 2":
+        mine = OpenTokenizer(pieces_json(family), {"eos_token": "</s>"})
+    else:
+        mine, _ = in_both(family)
+
+    def seconds(n):
+        start = time.process_time()
+        mine.encode(unit * n)
+        return time.process_time() - start
+
+    few, many = (min(seconds(n) for _ in range(2)) for n in (5_000, 20_000))
+    assert many < 8 * few + 0.05
 
 
 SMOLLM2 = os.environ.get("MINSEAL_SMOLLM2")
