@@ -122,8 +122,8 @@ class Campaign:
     def read(self, target: Any, data: Any) -> tuple[str, str, float]:
         """('' or 'refused' or what is wrong, where, seconds)"""
         self.late, place = False, ""
-        # Late, as these clocks are coarse. The second one nobody handles: it ends the process, where
-        # another language holds on to it.
+        # Late, as these clocks are coarse. Nobody handles the second one: it ends the process, even
+        # where another language holds on to it.
         signal.setitimer(signal.ITIMER_PROF, 2 * target.seconds)
         signal.setitimer(signal.ITIMER_VIRTUAL, 6 * target.seconds)
         printed, start = io.StringIO(), time.process_time()
