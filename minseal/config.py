@@ -11,6 +11,7 @@ gives `--most N`, with the comment as its help. A dataclass inside another one g
 import argparse
 import difflib
 import inspect
+import json
 import re
 import sys
 import zlib
@@ -96,6 +97,58 @@ def build(settings: type, values: dict[str, Any], prefix: str = "") -> Any:
         return settings(**given)
     except ValueError as e:
         raise UserError(str(e)) from None
+
+
+def from_json(kind: type, data: Any, where: object) -> Any:
+    """A dataclass from what JSON holds of it; fields with a default may be left out.
+
+    Raises UserError, in the name of `where`, for any other field and for a value of another type.
+    """
+    kinds, given = get_type_hints(kind), {}
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: expected a JSON object, got {data!r:.40}")
+    for name, value in data.items():
+        if name not in kinds:
+            raise UserError(f"{where}: {name!r:.60} is unknown{did_you_mean(name, list(kinds))}")
+        inside = [k for k in (kinds[name], *get_args(kinds[name])) if is_dataclass(k)]
+        if inside and isinstance(value, dict):
+            given[name] = from_json(inside[0], value, f"{where}, {name}")
+        elif not _fits(value, kinds[name]):
+            expected = getattr(kinds[name], "__name__", kinds[name])
+            raise UserError(f"{where}: {name} is {value!r:.60}; expected {expected}")
+        else:
+            tuples = tuple in map(get_origin, (kinds[name], *get_args(kinds[name])))
+            given[name] = tuple(value) if tuples and isinstance(value, list) else value
+    if lacking := [f.name for f in fields(kind) if _is_needed(f) and f.name not in given]:
+        raise UserError(f"{where}: there is no {lacking[0]}")
+    try:
+        return kind(**given)
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from None
+
+
+def _is_needed(field: Field) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of this type; numbers are finite, texts can be written."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return isinstance(value, str) and value in inside
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(_fits(v, inside[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(v, inside[1]) for v in value.values())
+    if inside:  # int | None
+        return any(_fits(value, k) for k in inside)
+    if kind in (int, float):
+        return type(value) in (int, kind) and -1e15 < value < 1e15
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError:
+        return False
+    return kind is Any or type(value) is kind
 
 
 def _options(

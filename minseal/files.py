@@ -4,8 +4,15 @@ import importlib
 import json
 import math
 import os
+import platform
+import secrets
+import shutil
+import stat
+import time
+import weakref
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +22,12 @@ from torch import Tensor
 
 from .terminal import printable
 
+try:
+    import fcntl
+except ImportError:  # Windows: nobody is kept out
+    fcntl = None  # type: ignore[assignment]
+
+OURS = ".minseal-"  # so begins the name of what is there for a while only
 Writer = Callable[[Path], object]  # writes one file at the path that it is given
 
 
@@ -100,43 +113,184 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
     """Write {name: tensor} to one file, in torch's own format."""
-    write_whole({Path(path): write_tensors(tensors)})
-
-
-def write_whole(writers: dict[Path, Writer]) -> None:
-    """Write several files: all under temporary names, then renamed.
-
-    A kill or a full disk never leaves half a file, and what was there before survives.
-    """
-    temporaries = {path: Path(f"{path}.tmp") for path in writers}
-    try:
-        for path, temporary in temporaries.items():
-            writers[path](temporary)
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:  # torch.save turns a full disk into a RuntimeError
-        raise UserError(f"cannot write {path} (what was there stays): {first_line(e)}") from None
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)  # there only after an error
+    write_folder(Path(path).parent, {Path(path).name: write_tensors(tensors)})
 
 
 def write_folder(folder: str | Path, writers: dict[str, Writer]) -> None:
-    """Like write_whole, with file names in a folder, which is made; it goes again if that fails."""
-    folder = Path(folder)
-    new = not folder.exists()
+    """Write files of a folder, which is made: all or none, and on the disk when this returns.
+
+    They are written into a new folder inside it, of a name that nobody could have made a link of,
+    flushed, and then renamed over what was there. Where a kill ends that, tidy() goes on.
+    """
+    at = folder = Path(folder)
+    made: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole({folder / name: writer for name, writer in writers.items()})
-    except OSError as e:  # of mkdir: write_whole raises none
-        raise UserError(f"cannot make the folder {folder}: {first_line(e)}") from None
+        made = make_folder(folder)
+        tidy(folder)
+        shop = folder / f"{OURS}{secrets.token_hex(8)}.tmp"
+        shop.mkdir()
+        with _locked(shop):
+            try:
+                for name, writer in writers.items():
+                    at = folder / name
+                    writer(shop / name)
+                    flush(shop / name)
+                flush(shop)
+                shop = shop.rename(shop.with_suffix(".done"))  # from here on it is written
+                for name in writers:
+                    at = folder / name
+                    os.replace(shop / name, at)
+                flush(folder)
+            finally:
+                _settle(shop)
+    except (OSError, RuntimeError) as e:  # torch.save turns a full disk into a RuntimeError
+        raise UserError(f"cannot write {at} (what was there stays): {first_line(e)}") from None
     finally:
-        if new and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
+        _remove(made)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder, on the disk, too; returns it and those above it that are new, inmost first."""
+    new = [f for f in (folder, *folder.parents) if not f.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for f in new:
+        flush(f.parent)
+    return new
+
+
+def _remove(paths: list[Path]) -> None:
+    """Files, and folders that are empty."""
+    for path in paths:
+        with suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def flush(path: Path) -> None:
+    """A file as it is, or the names in a folder, will survive a loss of power."""
+    is_folder = path.is_dir()
+    with suppress(OSError) if is_folder else nullcontext():  # not every system flushes folders
+        file = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def plain_only(path: str, flags: int) -> int:
+    """An opener for open(): follows no link, and refuses pipes and devices, which could hang."""
+    no_link = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = os.open(path, flags | no_link, 0o666)
+    about = os.fstat(file)
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+        os.close(file)
+        raise OSError("expected a plain file, got a link, a pipe or a device")
+    return file
+
+
+# ---- kills, and other processes ------------------------------------------------------------------
+
+
+def tidy(folder: Path) -> None:
+    """What killed writers left in a folder: what was whole is moved to its place, the rest goes."""
+    for shop in folder.glob(f"{OURS}*.*"):
+        with suppress(OSError), _locked(shop) as free:
+            if free:
+                _settle(shop)
+
+
+def _settle(shop: Path) -> None:
+    for path in shop.iterdir() if shop.suffix == ".done" else ():
+        with suppress(OSError):
+            os.replace(path, shop.parent / path.name)
+    shutil.rmtree(shop, ignore_errors=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether there is nothing at a path, or empty folders and what killed processes left."""
+    if not os.path.lexists(folder):
+        return True
+    if not folder.is_dir():
+        return False
+    tidy(folder)
+    inside = [f for f in folder.iterdir() if not f.name.startswith(OURS)]
+    return all(f.is_dir() and not f.is_symlink() and is_empty(f) for f in inside)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool | None]:
+    """Lock a folder until this ends, or the process dies. False: it is another's; None: no locks
+    on this disk or system."""
+    if fcntl is None:
+        yield None
+        return
+    file, got = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        got = False if isinstance(e, BlockingIOError) else None
+    try:
+        yield got
+    finally:
+        os.close(file)
+
+
+class Lock:
+    """A folder, made if need be, that this process alone writes while the object is in use.
+
+    Raises UserError, which says who else does. What a process that died had locked is free.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        note, who = folder / f"{OURS}lock", "another process"
+        try:
+            with ExitStack() as keep:
+                keep.callback(_remove, make_folder(folder))
+                if keep.enter_context(_locked(folder)) is False:
+                    with suppress(OSError), open(note, errors="replace", opener=plain_only) as f:
+                        who = " ".join(f.read(200).split()) or who
+                    raise UserError(f"{folder} is in use by {who}: wait for it, or end it")
+                _remove([note])
+                keep.callback(_remove, [note])
+                with open(note, "x", encoding="utf-8") as f:
+                    f.write(f"process {os.getpid()} on {platform.node()} since {time.ctime()}")
+                self.release = weakref.finalize(self, keep.pop_all().close)
+        except OSError as e:
+            raise UserError(f"cannot use the folder {folder}: {first_line(e)}") from None
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+HELD: weakref.WeakValueDictionary[Path, Lock] = weakref.WeakValueDictionary()
+
+
+def hold(folder: Path) -> Lock:
+    """The lock of a folder; within a process it is shared."""
+    folder = folder.resolve()
+    lock = HELD.get(folder)
+    if lock is None or not lock.release.alive:
+        HELD[folder] = lock = Lock(folder)
+    return lock
+
+
+@contextmanager
+def claim(out: str | Path) -> Iterator[None]:
+    """A new folder for a model, ours alone meanwhile. UserError if there is anything in it."""
+    with hold(Path(out)) if is_empty(Path(out)) else nullcontext():
+        if not is_empty(Path(out)):
+            raise UserError(f"{out} is there already: choose another folder, or remove it")
+        yield
 
 
 def write_text(text: str) -> Writer:
     return lambda path: Path(path).write_text(text, encoding="utf-8")
+
+
+def write_bytes(data: bytes) -> Writer:
+    return lambda path: Path(path).write_bytes(data)
 
 
 def write_json(data: Any) -> Writer:

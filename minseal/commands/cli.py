@@ -15,7 +15,7 @@ from typing import Any
 from .. import experiments  # noqa: F401  (declares them)
 from ..config import Parser, Settings, add_options, build, did_you_mean
 from ..files import UserError, first_line
-from ..lab.lab import EXPERIMENTS, Experiment, settings_of, walk
+from ..lab.lab import EXPERIMENTS, Experiment, read_run, settings_of, walk
 from ..lab.run import Run, Step
 from ..lab.table import write_report
 from ..terminal import complain, hang_up, say
@@ -172,6 +172,8 @@ def tell_steps() -> Callable[[Step, bool], None]:
     start = time.time()
 
     def tell(step: Step, new: bool) -> None:
+        if step.lost:
+            say(f"{step.lost}: {step.name} was done again")
         if new and step.seconds >= 0.01:
             rewards = [t.reward for t in step.trials]
             told = f"reward {sum(rewards) / len(rewards):.2f}" if rewards else ""
@@ -182,10 +184,7 @@ def tell_steps() -> Callable[[Step, bool], None]:
 
 def report(config: ReportConfig, folder: str) -> None:
     """Make the report of a run folder again."""
-    the_run = Run(folder)
-    experiment = EXPERIMENTS.get(the_run.config.get("kind"))
-    if experiment is None:
-        raise UserError(f"{folder} is no run of an experiment here: {', '.join(EXPERIMENTS)}")
+    the_run, experiment = read_run(folder)
     if not the_run.arms():
         raise UserError(f"{folder} holds no finished arm yet")
     say(write_report(the_run, experiment))

@@ -6,8 +6,8 @@ from typing import Literal
 
 from ..checkpoint import save
 from ..config import Settings
-from ..files import UserError
-from ..lab.lab import restore_policy
+from ..files import claim
+from ..lab.lab import model_of, restore_policy
 from ..lab.run import Run
 from ..open_models import export as write_for_transformers
 from ..open_models.load import load
@@ -31,9 +31,9 @@ class ExportConfig(ConvertConfig):
 
 def convert(config: ConvertConfig, source: str, out: str) -> None:
     """Load and save; prints what it was."""
-    refuse_to_overwrite(out)
-    model, tokenizer = load(source, "cpu", config.dtype)
-    save(out, model, tokenizer, {"about": {"source": source}})
+    with claim(out):
+        model, tokenizer = load(source, "cpu", config.dtype)
+        save(out, model, tokenizer, {"about": {"source": source}})
     c, dtype = model.config, str(model.wte.weight.dtype).removeprefix("torch.")
     say(
         f"{out}: {model.size() / 1e6:.1f} M parameters in {dtype}, {c.n_layer} blocks, {c.n_embd} "
@@ -44,20 +44,13 @@ def convert(config: ConvertConfig, source: str, out: str) -> None:
 
 def export(config: ExportConfig, source: str, out: str) -> None:
     """Load, restore the policy if `source` is a run, merge the adapter, write."""
-    refuse_to_overwrite(out)
-    is_run = (Path(source) / "events.jsonl").is_file()
-    weights = Run(source).config["model"] if is_run else source
-    model, tokenizer = load(weights, "cpu", config.dtype)
-    if is_run:
-        restore_policy(model, source)
-    if config.adapter:
-        load_adapter(config.adapter, model, weights)[0].merge()
-    write_for_transformers.export(out, model, tokenizer)
+    with claim(out):
+        is_run = (Path(source) / "events.jsonl").is_file()
+        weights = model_of(Run(source)) if is_run else source
+        model, tokenizer = load(weights, "cpu", config.dtype)
+        if is_run:
+            restore_policy(model, source)
+        if config.adapter:
+            load_adapter(config.adapter, model, weights)[0].merge()
+        write_for_transformers.export(out, model, tokenizer)
     say(f"{out}: transformers.AutoModelForCausalLM.from_pretrained({out!r}) loads it")
-
-
-def refuse_to_overwrite(out: str) -> None:
-    """Raise UserError if there is anything at `out`."""
-    path = Path(out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{out} is there already: choose another folder, or remove it")

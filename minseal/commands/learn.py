@@ -1,9 +1,10 @@
 """Teach a model your own documents: notes, one adapter on notes and text, an exam before and after.
 
 Everything goes through a Lab and a Run (out/run-1, run-2, ...), as in every experiment: killed at
-any point, the same command goes on.
+any point, the same command goes on; when all was done it learns nothing twice, and only shows it.
 """
 
+import json
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,10 +16,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..files import UserError, Writer, need, write_folder, write_json, write_text
+from ..files import UserError, is_empty, need, read_text, write_folder, write_text
 from ..inner import InnerConfig, OnStep
 from ..lab.lab import Lab, restore_policy
-from ..lab.run import Run, Step
+from ..lab.run import OtherRun, Run, Step
 from ..lab.table import aligned
 from ..lora import LoRAConfig, attach, merge_state
 from ..model import GPT
@@ -94,12 +95,12 @@ def learn(
 
     notes = write_notes(lab, config, sections) if given_notes is None else given_notes
     edits = make_edits(lab, sections, notes)
-    keep(run, out / "notes.md", config.notes, write_text(notes_as_text(sections, notes)))
+    keep(run, out / "notes.md", config.notes, notes_as_text(sections, notes))
     say(f"notes: {out}/notes.md, {sum(map(len, notes.values()))} of them")
 
     exam = write_exam(lab, sections) if given_exam is None else given_exam
     data = [{"question": question, "answers": list(answers)} for question, answers in exam]
-    keep(run, out / "exam.json", config.exam, write_json(data))
+    keep(run, out / "exam.json", config.exam, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     say(f"exam: {out}/exam.json, {len(exam)} questions")
     if not exam:
         say("no answer that the model wrote stands in the text; give --exam to see what it learns")
@@ -146,6 +147,8 @@ def open_run(config: LearnConfig, read: list[Any], say: Callable[[str], None]) -
     settings = {"kind": "learn", "read": zlib.crc32(repr(read).encode()), **asdict(config)}
 
     def tell(step: Step, new: bool) -> None:
+        if step.lost:
+            say(f"{step.lost}: {step.name} was done again")
         if new and step.seconds > 0.05:
             say(f"{step.seconds:6.0f} s  {step.name}")
 
@@ -153,23 +156,28 @@ def open_run(config: LearnConfig, read: list[Any], say: Callable[[str], None]) -
     while (out / f"run-{done + 1}" / "config.json").exists():
         done += 1
     if done:
-        with suppress(UserError):  # killed before, it goes on; or it is another run
-            return Run(out / f"run-{done}", settings, tell)
+        with suppress(OtherRun):  # killed before, it goes on
+            run = Run(out / f"run-{done}", settings, tell, within=out)
+            learnt = "all of it was learnt before, and is not learnt twice (another --seed would)"
+            going_on = f"going on after {len(run.steps)} steps that were done already"
+            say(f"{run.folder}: {learnt if 'notes, learnt' in run.steps else going_on}")
+            return run
     own = [Path(given).resolve() for given in (config.adapter, config.notes) if given]
     goes_on = out.resolve() in own or (out / "notes.md").resolve() in own
-    if out.exists() and not goes_on and (not out.is_dir() or any(out.iterdir())):
+    if not goes_on and not is_empty(out):
         ways = f"go on from it with --adapter {out} or --notes {out / 'notes.md'}, or "
         ways = ways if (out / "notes.md").exists() else ""
         raise UserError(f"{out} is there already and not empty: {ways}choose another --out")
-    return Run(out / f"run-{done + 1}", settings, tell)
+    return Run(out / f"run-{done + 1}", settings, tell, within=out)
 
 
-def keep(run: Run, path: Path, given: str, writer: Writer) -> None:
+def keep(run: Run, path: Path, given: str, text: str) -> None:
     """Write a file, once in a run; an older one gets another name."""
 
     def write() -> bool:
-        keep_older(path, given)
-        write_folder(path.parent, {path.name: writer})
+        if not path.is_file() or read_text(path) != text:  # else a kill came right after it
+            keep_older(path, given)
+            write_folder(path.parent, {path.name: write_text(text)})
         return True
 
     run.step(path.name, write)
@@ -180,13 +188,22 @@ def open_lab(
 ) -> tuple[Lab, dict[str, Tensor]]:
     """(lab, the state of --adapter or {}); such an adapter keeps its rank and alpha."""
     start, inner = {}, config.inner
-    if config.adapter:
+
+    def read_adapter() -> dict[str, Tensor]:
+        if "notes, learnt" in run.steps and Path(config.adapter).resolve() == run.within.resolve():
+            raise UserError(f"{config.adapter}: what it was before this run is lost")
         adapters, lora = load_adapter(config.adapter, model, config.model)
-        inner = replace(inner, rank=lora.rank, alpha=lora.alpha)
         with adapters:
-            start = adapters.state()
+            state = adapters.state()
         with attach(model, 1, LoRAConfig(lora.rank, lora.alpha), config.seed) as adapters:
-            start = {**adapters.state(), **start}  # layers that it did not adapt join in
+            state = {**adapters.state(), **state}  # layers that it did not adapt join in
+        return state
+
+    if config.adapter:  # kept: in its own folder it is another one when a kill comes late
+        found = {} if "adapter before" in run.steps else read_adapter()  # a mistake leaves nothing
+        start = run.step("adapter before", lambda: found or read_adapter())
+        rank = next(t.shape[1] for name, t in start.items() if name.endswith(".A"))
+        inner = replace(inner, rank=rank, alpha=start["scale"].item() * rank)
     outer = OuterConfig(temperature=config.temperature, at_once=1)
     return Lab(model, task, [], [], run, inner, outer, config.seed), start
 

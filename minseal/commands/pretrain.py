@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from ..checkpoint import save
 from ..config import Settings
-from ..files import UserError
+from ..files import claim
 from ..inner import losses, pack
 from ..model import GPT, GPTConfig
 from ..sample import sample
@@ -60,7 +59,8 @@ def pretrain_knowledge(config: PretrainConfig) -> dict[str, float]:
         ids = tokenizer.begin(people.pretraining_text(rng) + "\n")
         return Document.completion([], [*ids, tokenizer.eot])
 
-    return pretrain("knowledge", config, shape, tokenizer, draw, people.probes(tokenizer), "\n")
+    with claim(config.out):
+        return pretrain("knowledge", config, shape, tokenizer, draw, people.probes(tokenizer), "\n")
 
 
 def pretrain_fewshot(config: FewShotPretrainConfig) -> dict[str, float]:
@@ -74,7 +74,8 @@ def pretrain_fewshot(config: FewShotPretrainConfig) -> dict[str, float]:
     shape = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=16384, **size)
     task, probes = FewShot(tokenizer, "tiny"), rules.probes(tokenizer)
     draw = lambda: rules.pretraining_document(task, rng)
-    return pretrain("fewshot", config, shape, tokenizer, draw, probes, GRID_END)
+    with claim(config.out):
+        return pretrain("fewshot", config, shape, tokenizer, draw, probes, GRID_END)
 
 
 def pretrain(
@@ -89,10 +90,6 @@ def pretrain(
 ) -> dict[str, float]:
     """Train a GPT of this shape on documents as they are drawn, measure it, and save it."""
     start = time.time()
-    try:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"cannot make the folder {config.out}: {e}") from None
     model = GPT(shape).init_weights(torch.Generator().manual_seed(config.seed))
     say(f"{model.size() / 1e6:.2f} M parameters, {tokenizer.vocab_size} tokens in the vocabulary")
     how = dict(lr=config.lr, betas=(0.9, 0.95), weight_decay=0.1)

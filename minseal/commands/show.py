@@ -10,7 +10,7 @@ from typing import Literal
 from ..config import Settings
 from ..experiments.puzzle_report import held_out_puzzles
 from ..files import UserError
-from ..lab.lab import SEAL
+from ..lab.lab import SEAL, read_run
 from ..lab.run import Run
 from ..tasks.arc import Grid, Puzzle, read_puzzles
 from ..tasks.fewshot import predictions
@@ -33,7 +33,7 @@ def show(config: ShowConfig, name: str, say: Callable[..., None] = say) -> None:
     """Print the puzzle with this id, or the first one in a file of this name."""
     auto = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     colour = {"yes": True, "no": False, "auto": auto}[config.color]
-    run = Run(config.run) if config.run else None
+    run = read_run(config.run)[0] if config.run else None
     puzzle = find_puzzle(config, name, run)
 
     def draw(*grids: Grid) -> None:

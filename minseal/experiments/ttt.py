@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..checkpoint import parameters_of
 from ..files import UserError
 from ..inner import adapt
 from ..lab.lab import Lab, experiment, restore_policy
@@ -65,12 +66,19 @@ def ttt(lab: Lab, config: TTTConfig) -> None:
             with adapt(lab.policy, [task.baseline(puzzle)], lab.inner, lab.seed) as adapters:
                 adapters.merge()
             trials += lab.plain([puzzle])
-        keep_weights()
         return trials
 
-    def keep_weights() -> dict:
-        return lab.step("kept weights", lambda: dict(lab.policy.state_dict()))
+    def kept_weights() -> dict:
+        lab.reset()
+        one_after_another()
+        return parameters_of(lab.policy)
 
-    lab.arm("kept, asked at once", one_after_another, over="before")
-    lab.policy.load_state_dict(keep_weights())  # read back, also after a kill
+    def asked_at_once() -> list[Trial]:
+        trials = one_after_another()
+        lab.step("kept weights", lambda: parameters_of(lab.policy))
+        return trials
+
+    lab.arm("kept, asked at once", asked_at_once, over="before")
+    kept = lab.step("kept weights", kept_weights)  # read back, or made again
+    lab.policy.load_state_dict(kept, strict=False)  # a tied head is the embedding
     lab.arm("kept, asked at the end", ask, over="before")

@@ -19,10 +19,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ..config import mix_seed
-from ..files import UserError
+from ..config import from_json, mix_seed
+from ..files import UserError, first_line
 from ..inner import InnerConfig, OnStep, adapt
 from ..lora import merge_state
 from ..model import GPT
@@ -56,6 +57,10 @@ class Lab:
     def __post_init__(self) -> None:
         self.original = {k: v.clone() for k, v in self.policy.state_dict().items()}
         self.measured: set[str] = set()  # names of arms
+        ids = torch.zeros(1, 2, dtype=torch.long, device=self.policy.wte.weight.device)
+        with torch.no_grad():
+            if not self.policy(ids).isfinite().all():
+                raise UserError("the model computes NaN or infinite numbers: it is damaged")
 
     def arm(self, name: str, measure: Callable[[], list[Trial]], **declared: Any) -> list[Trial]:
         """Measure a row of the table, once; declared: the other fields of Arm."""
@@ -211,16 +216,50 @@ def summarise_round(tried: Tried) -> dict[str, Any]:
 def restore_policy(model: GPT, folder: str) -> None:
     """Turn the model into the policy that the outer loop of a run folder ended with."""
     run = Run(folder)
-    rounds = run.config.get("outer", {}).get("rounds", 0)
+    made, outer = model_of(run), run.config.get("outer")
+    rounds = outer.get("rounds") if isinstance(outer, dict) else None
     loop = next((s.labels["loop"] for s in run.steps.values() if "loop" in s.labels), "")
-    if not rounds or f"{loop} {rounds}" not in run.steps:
+    if type(rounds) is not int or f"{loop} {rounds}" not in run.steps:
         raise UserError(f"{folder}: expected a finished outer loop of {rounds or 'some'} rounds")
+    states = []
+    for name in (f"{loop} {r} M-step" for r in range(1, rounds + 1)):
+        if name not in run.steps:
+            raise UserError(f"{folder} is damaged: there is no {name!r} in its events.jsonl")
+        states.append(run.result(name))
     try:
-        for r in range(1, rounds + 1):
-            merge_state(model, run.result(f"{loop} {r} M-step"))
-    except (ValueError, KeyError, RuntimeError) as e:
-        made = run.config.get("model")
-        raise UserError(f"{folder} holds the policy of another model ({made}): {e}") from None
+        for state in states:
+            merge_state(model, state)
+    except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as e:
+        told = f"{folder} holds the policy of another model ({made})"
+        raise UserError(f"{told}: {first_line(e)}") from None
+
+
+def model_of(run: Run) -> str:
+    """The model that a run began with."""
+    if not isinstance(made := run.config.get("model"), str):
+        raise UserError(f"{run.folder / 'config.json'}: model is {made!r:.60}; expected its name")
+    return made
+
+
+def read_run(folder: str) -> tuple[Run, "Experiment"]:
+    """The run in a folder, to look at, and its experiment; its settings are checked."""
+    run = Run(folder)
+    experiment = EXPERIMENTS.get(str(run.config.pop("kind", None)))
+    if experiment is None:
+        raise UserError(f"{folder} is no run of an experiment here: {', '.join(EXPERIMENTS)}")
+    config = from_json(experiment.settings, run.config, run.folder / "config.json")
+    run.config = settings_of(experiment, config)
+    return run, experiment
+
+
+def attempt(results: Results, what: str, compute: Callable[[], Any], otherwise: Any = None) -> Any:
+    """compute(); where what somebody did to the log makes that fail, a line in "left out"."""
+    try:
+        return compute()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        told = str(e) if isinstance(e, UserError) else f"{type(e).__name__} {first_line(e)}"
+        results["left out"].append(f"{what}: {told}")
+        return otherwise
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 picture(run, results, save)      calls save(file name, draw, (width, height)), draw(figure)
 """
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..files import UserError
-from .lab import Experiment
+from ..files import write_bytes, write_folder
+from .lab import Experiment, attempt
 from .run import Run
 
 COLOURS = ("tab:red", "tab:gray", "tab:blue", "tab:green", "tab:orange", "tab:purple")
@@ -21,20 +22,19 @@ def plots(run: Run, experiment: Experiment, results: dict[str, Any]) -> list[str
         from matplotlib.figure import Figure
     except ImportError:
         return []
-    made = []
+    made: dict[str, bytes] = {}
 
     def save(name: str, draw: Callable[[Any], None], size: tuple[float, float]) -> None:
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        figure.savefig(run.folder / name, dpi=120)
-        made.append(name)
+        figure.savefig(buffer := io.BytesIO(), dpi=120)
+        made[name] = buffer.getvalue()
 
-    try:
-        for picture in (plot_ladder, plot_lines, *experiment.pictures):
-            picture(run, {**results, "score": experiment.score, "places": experiment.places}, save)
-    except OSError as e:
-        raise UserError(f"cannot write plots into {run.folder}: {e}") from None
-    return made
+    said = {**results, "score": experiment.score, "places": experiment.places}
+    for picture in (plot_ladder, plot_lines, *experiment.pictures):
+        attempt(results, "a picture", lambda: picture(run, said, save))
+    write_folder(run.folder, {name: write_bytes(png) for name, png in made.items()})
+    return list(made)
 
 
 def plot_ladder(run: Run, results: dict[str, Any], save: Callable) -> None:

@@ -1,48 +1,91 @@
 """The report of a run folder, worked out again from its events: results.json, table, sentences."""
 
 import json
+from collections import Counter
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from ..config import from_json
 from ..files import UserError
 from . import evidence
-from .lab import Experiment
+from .lab import Experiment, attempt
 from .plots import plots
 from .run import Run, Step
 
 
 def summarise(run: Run, experiment: Experiment) -> dict[str, Any]:
-    """What results.json holds: the arms, in the order in which they were measured, and the rest."""
-    steps = {step.name: step for step in run.arms()}
-    arms = []
-    for name, step in steps.items():
-        mean, ci95 = evidence.interval([t.reward for t in step.trials])
-        row = {"arm": name, "mean": mean, "ci95": ci95, "gain": None, "gain_ci95": None}
-        row |= {"over": None, "seconds": step.seconds, "n": len(step.trials)}
-        row["invalid"] = sum(t.invalid is not None for t in step.trials)
-        row |= {"series": list(step.arm.series), "at": step.arm.at}
-        if step.arm.over in steps:
-            row["gain"], row["gain_ci95"] = gain(step, steps[step.arm.over])
-            row["over"] = step.arm.over
-        arms.append(row | experiment.describe(run, step))
-    results = {
+    """What results.json holds: the arms, in the order in which they were measured, and the rest.
+
+    What makes no sense, since somebody edited the log, is left out; "left out" says what.
+    """
+    results: dict[str, Any] = {
         "kind": experiment.name,
-        "arms": arms,
-        "comparisons": comparisons(list(steps.values())),
-        "training": [{**s.labels, **s.value} for s in run.steps.values() if "round" in s.labels],
+        "arms": [],
+        "comparisons": [],
+        "training": [],
         "seconds": run.seconds(),
         "config": run.config,
         "reliability": None,
         "reliability_mean": None,
         "best_of_k_heldout": None,
         "best_of_k": None,
+        "left out": list(run.complaints),
     }
+    steps = {}
+    for step in run.arms():
+        row = lambda: row_of(run, experiment, step, steps, results)
+        if (a := attempt(results, f"arm {step.name!r}", row)) is not None:
+            results["arms"].append(a)
+            steps[step.name] = step
+    if not steps:
+        raise UserError(f"{run.folder}: no arm is whole; {results['left out'][0]}")
+    compare = lambda: comparisons(list(steps.values()))
+    results["comparisons"] = attempt(results, "comparisons", compare, [])
+    for s in run.steps.values():
+        if "round" in s.labels:
+            row = lambda: asdict(from_json(Round, {**s.labels, **s.value}, "its value"))
+            results["training"] += [r] if (r := attempt(results, repr(s.name), row)) else []
     if "reliability" in run.steps:
-        scores = np.array(run.steps["reliability"].value)  # (contexts, self-edits, runs)
-        if scores.shape[1] > 1:
-            results |= repeated(scores)
-    return results | experiment.conclude(run, results)
+        again = lambda: repeated(np.array(run.steps["reliability"].value, float))
+        results |= attempt(results, "reliability", again, {})
+    return results | attempt(results, "conclusions", lambda: experiment.conclude(run, results), {})
+
+
+@dataclass
+class Round:
+    """What lab.summarise_round() says of an E-step, and which it is."""
+
+    loop: str
+    round: int
+    reward: float
+    self_edits: int
+    invalid: int
+    contexts: int
+    alike: int
+
+
+def row_of(
+    run: Run, experiment: Experiment, step: Step, before: dict[str, Step], results: dict[str, Any]
+) -> dict[str, Any]:
+    """What results.json says of one arm. before: those measured earlier, by name."""
+    rewards = [t.reward for t in step.trials]
+    if not rewards:
+        raise UserError("it has no trials")
+    if experiment.score.startswith("share") and not 0 <= min(rewards) <= max(rewards) <= 1:
+        raise UserError(f"expected rewards from 0 to 1, got {min(rewards)} to {max(rewards)}")
+    mean, ci95 = evidence.interval(rewards)
+    row = {"arm": step.name, "mean": mean, "ci95": ci95, "gain": None, "gain_ci95": None}
+    row |= {"over": None, "seconds": step.seconds, "n": len(rewards)}
+    why = Counter(t.invalid for t in step.trials if t.invalid is not None)
+    row |= {"invalid": why.total(), "invalid_because": why.most_common(1)[0][0] if why else None}
+    row |= {"series": list(step.arm.series), "at": step.arm.at}
+    if over := step.arm.over:
+        pair = attempt(results, f"gain of {step.name!r}", lambda: gain(step, before[over]))
+        if pair is not None:
+            row["gain"], row["gain_ci95"], row["over"] = *pair, over
+    return row | experiment.describe(run, step)
 
 
 def gain(arm: Step, over: Step) -> tuple[float, tuple[float, float]]:
@@ -67,6 +110,10 @@ def comparisons(steps: list[Step]) -> list[dict[str, Any]]:
 
 def repeated(scores: np.ndarray) -> dict[str, Any]:
     """How reliable the reward is, from the same self-edits (contexts, self-edits, runs)."""
+    if scores.ndim != 3 or not scores.size or np.abs(scores).max() > 1e9:
+        raise UserError("expected rewards of contexts x self-edits x runs")
+    if scores.shape[1] == 1:
+        return {}
     one, of_mean = (None if np.isnan(x) else x for x in evidence.reliability(scores))
     best = evidence.best_of_k(scores)
     shape = dict(zip(("contexts", "k", "runs"), scores.shape))
@@ -92,21 +139,32 @@ def write_report(run: Run, experiment: Experiment) -> str:
 
 def text_report(run: Run, experiment: Experiment, results: dict[str, Any]) -> str:
     """The table and what stands below it."""
-    sentences = [*conclusions(experiment, results), *experiment.notes(run, results)]
-    parts = [table(experiment, results), "\n".join(sentences), *experiment.blocks(run, results)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    sentences = conclusions(experiment, results)
+    sentences += attempt(results, "notes", lambda: experiment.notes(run, results), [])
+    blocks = attempt(results, "blocks", lambda: experiment.blocks(run, results), [])
+    rows = table(experiment, results)
+    if left_out := results["left out"]:
+        more = [f"... {len(left_out) - 9} more"] if len(left_out) > 9 else []
+        told = "DAMAGED: what follows makes no sense there and was left out."
+        blocks = ["\n".join([told, *left_out[:9], *more]), *blocks]
+    return "\n\n".join(part for part in [rows, "\n".join(sentences), *blocks] if part) + "\n"
 
 
 def table(experiment: Experiment, results: dict[str, Any]) -> str:
     """A row for each arm."""
-    header, cells = experiment.columns(results)
+
+    def columns() -> tuple[list[str], list[list[str]]]:
+        header, cells = experiment.columns(results)
+        return header, [cells(a) for a in results["arms"]]
+
+    header, more = attempt(results, "columns", columns, ([], [[]] * len(results["arms"])))
     rows = [["arm", "score", "95 %", "gain", "95 %", "over", "s", *header]]
-    for a in results["arms"]:
+    for a, cells in zip(results["arms"], more):
         gain = ("", "", "")
         if a["over"]:
             gain = f"{a['gain']:+.2f}", _interval(a["gain_ci95"], "+.2f"), a["over"]
         score = a["arm"], f"{a['mean']:.2f}", _interval(a["ci95"])
-        rows.append([*score, *gain, f"{a['seconds']:.0f}", *cells(a)])
+        rows.append([*score, *gain, f"{a['seconds']:.0f}", *cells])
     return aligned(rows, left=(0, 5))
 
 
@@ -152,6 +210,13 @@ def conclusions(experiment: Experiment, results: dict[str, Any]) -> list[str]:
             f"best of {b['k']} self-edits: {b['in sample']:.2f} in the run that chose it, "
             f"{b['held out']:.2f} in other runs, {b['mean']:.2f} for all of them.",
         ]
+    for a in results["arms"]:
+        if a["invalid"]:
+            loud = "ATTENTION, the score says little: " if 2 * a["invalid"] >= a["n"] else ""
+            out.append(
+                f"{loud}{a['arm']}: {a['invalid']} of {a['n']} self-edits could not be read or "
+                f"trained on and count as 0 ({a['invalid_because']:.120})."
+            )
     if results["training"]:
         out += [
             "self-edits that could not be read or trained on: " + _counts(results, "invalid"),

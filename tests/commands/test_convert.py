@@ -1,10 +1,14 @@
 """A model goes out for transformers and comes back; a run goes out with what it learnt."""
 
 import json
+import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from kills import kill_everywhere
 
 from minseal import UserError, load, merge_state
 from minseal.commands.cli import main
@@ -131,4 +135,69 @@ def test_a_run_without_a_finished_outer_loop_has_no_policy(run, tmp_path):
     begun.step("no adaptation", lambda: [])
     with pytest.raises(UserError, match="expected a finished outer loop"):
         export(ExportConfig(), str(tmp_path / "begun"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# ---- kills, other processes ----
+
+
+def content(path):
+    return path.read_bytes()
+
+
+def work(out):
+    """What is killed at every file operation: twice a model, and twice the same command."""
+    model = os.environ["MODEL"]
+    for command in (convert, export):
+        with suppress(UserError):  # it was finished before
+            command(
+                ConvertConfig() if command is convert else ExportConfig(),
+                model,
+                f"{out}/{command.__name__}",
+            )
+    assert load(out / "convert") and load(out / "export")
+
+
+@pytest.mark.faults
+def test_killed_anywhere_the_same_command_makes_the_same_model(tmp_path, untrained, monkeypatch):
+    monkeypatch.setenv("MODEL", untrained)
+    assert kill_everywhere(Path(__file__), tmp_path) > 20
+
+
+def test_what_a_kill_left_is_not_in_the_way(tmp_path, untrained):
+    """Half a model goes, a whole one stays; a folder that another process fills is refused."""
+    half = tmp_path / "out" / ".minseal-1.tmp"
+    half.mkdir(parents=True)
+    (half / "weights.pt").write_bytes(b"half")
+    convert(ConvertConfig(), untrained, str(tmp_path / "out"))
+    assert not list((tmp_path / "out").glob(".minseal-*")) and load(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".minseal-2.done")
+    (tmp_path / "new").mkdir()
+    (tmp_path / ".minseal-2.done").rename(tmp_path / "new" / ".minseal-2.done")
+    with pytest.raises(UserError, match="is there already"):
+        convert(ConvertConfig(), untrained, str(tmp_path / "new"))
+    assert load(tmp_path / "new")
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "no M-step", "rounds", "model"])
+def test_a_damaged_policy_is_called_damaged_and_not_another_models(run, tmp_path, how):
+    folder = tmp_path / "r"
+    shutil.copytree(run, folder)
+    log, config = folder / "events.jsonl", json.loads((folder / "config.json").read_text())
+    checkpoint = folder / "checkpoints" / "round-1-M-step.pt"
+    if how == "missing":
+        checkpoint.unlink()
+    elif how == "empty":
+        checkpoint.write_bytes(b"")
+    elif how == "no M-step":
+        lines = [line for line in log.read_text().splitlines(True) if "M-step" not in line]
+        log.write_text("".join(lines))
+    elif how == "rounds":
+        config["outer"] = {"rounds": "1"}
+    else:
+        config["model"] = 5
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as e:
+        export(ExportConfig(), str(folder), str(tmp_path / "out"))
+    assert str(folder) in str(e.value) and "another model" not in str(e.value)
     assert not (tmp_path / "out").exists()

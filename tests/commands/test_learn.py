@@ -1,9 +1,15 @@
 """Learning documents: what is written, what persists, what goes on, and what is refused."""
 
 import json
+import os
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from kills import kill_everywhere
 
 from minseal import LoRAConfig, UserError, attach, load
 from minseal.commands import learn as room
@@ -163,7 +169,8 @@ def test_an_adapter_that_goes_on_in_its_own_folder_keeps_the_older_notes(place):
     there = folder / "adapter"
     assert (there / "notes-1.md").read_text() == first
     assert "Another note." in (there / "notes.md").read_text()
-    assert {"run-1", "run-2", "exam-1.json", "exam.json"} <= names(there)
+    assert {"run-1", "run-2", "exam.json"} <= names(there)
+    assert "exam-1.json" not in names(there)  # the same exam: nothing to keep beside it
     assert ask(AskConfig(config.model, adapter=config.out), EXAM[0]["question"]) == "The Seine"
 
 
@@ -266,3 +273,72 @@ def test_texts_that_do_not_fit_are_refused(place):
     with pytest.raises(UserError, match="riddles"):
         replace(config, prompts=("self-qa", "riddles"))
     assert not (folder / "adapter").exists()
+
+
+def test_killed_late_an_adapter_that_goes_on_in_its_own_folder_learns_once(place, monkeypatch):
+    """Kind: the same command after a kill begins from what it began from, not from what it made."""
+    folder, config = place
+    arm = Lab.arm
+    config, document = replace(config, inner=BRIEF), [folder / "rivers.md"]
+    learn(config, document, list)
+    shutil.copytree(folder / "adapter", folder / "other")
+    own = {
+        name: replace(config, out=str(folder / name), adapter=str(folder / name))
+        for name in ("adapter", "other")
+    }
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(
+            Lab,
+            "arm",
+            lambda lab, name, *a, **d: stop() if name == "after" else arm(lab, name, *a, **d),
+        )
+        learn(own["adapter"], document, list)
+    for name in own:
+        learn(own[name], document, list)
+    one, other = ((folder / n / "adapter_model.safetensors").read_bytes() for n in own)
+    assert one == other
+    told = []
+    learn(own["adapter"], document, told.append)  # and again: nothing more
+    assert any("not learnt twice" in line for line in told)
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == one
+
+
+def test_what_a_kill_before_the_first_step_left_is_not_in_the_way(place):
+    folder, config = place
+    for left in ("run-1/checkpoints", ".minseal-1.tmp", "run-1/.minseal-2.tmp"):
+        (folder / "adapter" / left).mkdir(parents=True)
+    (folder / "adapter" / ".minseal-lock").write_text("process 1")
+    learn(replace(config, inner=BRIEF), [folder / "rivers.md"], list)
+    assert "run-1" in names(folder / "adapter")
+    assert not any(name.startswith(".") for name in names(folder / "adapter"))
+
+
+def content(path):
+    if path.name in ("events.jsonl", "minseal.json"):  # seconds
+        return re.sub(rb'seconds": ?[\d.]+', b"", path.read_bytes())
+    return path.read_bytes()
+
+
+def work(out):
+    folder = Path(os.environ["FOLDER"])
+    out.mkdir(parents=True, exist_ok=True)
+    os.chdir(out)  # paths are settings: the same for all
+    torch.set_num_threads(1)
+    config = LearnConfig(
+        os.environ["MODEL"],
+        out="adapter",
+        prompts=("self-qa",),
+        section=60,
+        inner=BRIEF,
+        exam=str(folder / "exam.json"),
+    )
+    learn(config, [str(folder / "rivers.md")], list)
+
+
+@pytest.mark.faults
+def test_killed_anywhere_the_same_command_makes_the_same_adapter(
+    place, tmp_path, untrained, monkeypatch
+):
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    monkeypatch.setenv("MODEL", untrained)
+    assert kill_everywhere(Path(__file__), tmp_path / "kills") > 50

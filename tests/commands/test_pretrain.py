@@ -144,3 +144,12 @@ def test_the_shipped_model_reads_in_a_slow_loop_too(pretrained):
 @pytest.mark.parametrize("kind", ["knowledge", "fewshot"])
 def test_the_shipped_checkpoints_are_small(kind):
     assert sum(p.stat().st_size for p in (SHIPPED / kind).iterdir()) <= 8_000_000
+
+
+def test_an_existing_model_is_not_overwritten_and_nothing_is_trained(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("mine")
+    monkeypatch.setattr(room, "pretrain", lambda *args: 1 / 0)
+    with pytest.raises(UserError, match="is there already"):
+        make(tmp_path / "a")
+    assert [p.read_text() for p in (tmp_path / "a").iterdir()] == ["mine"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import without_seconds
+from mutations import reports_of_mutations
 
 import minseal
 from minseal import InnerConfig, OuterConfig, Trial, UserError, load, try_out
@@ -390,3 +391,12 @@ def test_the_tiny_model_is_asked_as_it_learnt_wherever_it_lies(tmp_path):
     path = Path(minseal.__file__).parent.parent / "tiny_data" / "fewshot"
     config = FewShotConfig(model=str(path), eval_contexts=1)
     assert puzzles(config, Run(tmp_path / "run", {})).task.style == "tiny"
+
+
+@pytest.mark.parametrize("n", [20, pytest.param(1500, marks=pytest.mark.fuzz)])
+def test_a_run_that_somebody_edited_is_reported_in_part_or_refused(
+    finished, tmp_path, monkeypatch, n
+):
+    """Kind: a damaged run folder. Seeded mutations of its files; never another exception."""
+    counts = reports_of_mutations(finished[1].folder, tmp_path / "m", n, monkeypatch)
+    assert sum(counts.values()) == n and counts["in part"] >= n // 4, counts

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import events, without_seconds
+from mutations import reports_of_mutations
 
 from minseal import GPT, InnerConfig, OuterConfig, UserError, load, save, toy_passages, try_out
 from minseal.experiments.knowledge import KnowledgeConfig, people, split
@@ -450,3 +451,12 @@ def test_eval_data_without_data_is_refused():
     """The toy world's task cannot read other passages."""
     with pytest.raises(UserError, match="--eval-data needs --data"):
         KnowledgeConfig(eval_data="passages.json")
+
+
+@pytest.mark.parametrize("n", [20, pytest.param(1500, marks=pytest.mark.fuzz)])
+def test_a_run_that_somebody_edited_is_reported_in_part_or_refused(
+    finished, tmp_path, monkeypatch, n
+):
+    """Kind: a damaged run folder. Seeded mutations of its files; never another exception."""
+    counts = reports_of_mutations(finished[0], tmp_path / "m", n, monkeypatch)
+    assert sum(counts.values()) == n and counts["in part"] >= n // 4, counts

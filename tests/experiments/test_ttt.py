@@ -1,13 +1,17 @@
 """Test-time training alone: what its adapter leaves behind, thrown away and kept."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from mutations import reports_of_mutations
 
 from minseal import GPT, InnerConfig, OuterConfig, UserError, load, save
 from minseal.experiments.fewshot import FewShotConfig
 from minseal.experiments.ttt import TTTConfig
+from minseal.files import load_tensors
 from minseal.lab.lab import EXPERIMENTS, settings_of, walk
 from minseal.lab.run import Run
 from minseal.lab.table import text_report, write_report
@@ -127,3 +131,24 @@ def test_a_run_without_a_finished_outer_loop_has_no_policy(tmp_path, finished):
     _, _, ttt = finished
     with pytest.raises(UserError, match="expected a finished outer loop"):
         go(replace(SMALL, policy=str(ttt.folder)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("n", [20, pytest.param(1500, marks=pytest.mark.fuzz)])
+def test_a_run_that_somebody_edited_is_reported_in_part_or_refused(
+    finished, tmp_path, monkeypatch, n
+):
+    """Kind: a damaged run folder. Seeded mutations of its files; never another exception."""
+    counts = reports_of_mutations(finished[2].folder, tmp_path / "m", n, monkeypatch)
+    assert sum(counts.values()) == n and counts["in part"] >= n // 4, counts
+
+
+def test_kept_weights_that_were_lost_are_trained_again(finished, tmp_path):
+    """Not taken from the policy as it is in the beginning, when the training is read back."""
+    config, results, run = finished
+    shutil.copytree(run.folder, tmp_path / "r")
+    kept = tmp_path / "r" / "checkpoints" / "kept-weights.pt"
+    old = load_tensors(run.folder / "checkpoints" / "kept-weights.pt")
+    kept.write_bytes(b"")
+    go(config, tmp_path / "r")
+    new = load_tensors(kept)
+    assert all(torch.equal(new[name], old[name]) for name in old)

@@ -1,5 +1,6 @@
 """The run folder: every step once, whatever happens in between."""
 
+import contextlib
 import errno
 import json
 import os
@@ -187,7 +188,7 @@ def test_reading_alone_repairs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "moment", ["minseal.lab.run.write_whole", "os.replace", "minseal.lab.run.Run._log"]
+    "moment", ["minseal.lab.run.write_folder", "os.replace", "minseal.lab.run.Run._log"]
 )
 def test_killed_before_the_first_step_is_as_if_never_begun(tmp_path, monkeypatch, moment):
     def killed(*args):
@@ -244,8 +245,8 @@ def test_sigkill_at_random_moments(tmp_path):
     assert killer.stdout.split() == ["9"] * 5, killer.stderr  # all five died of it
     assert slow_steps(tmp_path / "r") == slow_steps(tmp_path / "whole")
     assert events(tmp_path / "r") == events(tmp_path / "whole")
-    # A kill may leave a temporary file behind, and nothing else.
-    left = [p for p in tree(tmp_path / "r") if not p.endswith(".tmp")]
+    # A kill may leave something behind whose name says so, and nothing else.
+    left = [p for p in tree(tmp_path / "r") if ".minseal-" not in p]
     assert left == list(tree(tmp_path / "whole"))
 
 
@@ -335,10 +336,11 @@ def test_a_log_that_no_run_wrote_is_refused_by_name_and_kept(tmp_path, lines):
     Run(tmp_path / "r", CONFIG).step("z", list)
     path = tmp_path / "r" / "events.jsonl"
     path.write_text(lines + "\n")
-    for config in (CONFIG, None):
-        with pytest.raises(UserError, match="events.jsonl") as e:
-            Run(tmp_path / "r", config)
-        assert len(str(e.value).splitlines()) == 1
+    with pytest.raises(UserError, match="events.jsonl, line [12](, arm)?: ") as e:
+        Run(tmp_path / "r", CONFIG)
+    assert len(str(e.value).splitlines()) == 1
+    told = Run(tmp_path / "r").complaints
+    assert told and told[0] in str(e.value)
     assert path.read_text() == lines + "\n"
     path.write_bytes(bytes(range(256)))
     with pytest.raises(UserError, match="events.jsonl"):
@@ -376,10 +378,123 @@ def test_a_full_disk_is_told_and_loses_no_earlier_step(tmp_path, monkeypatch, br
                 assert len(str(e).splitlines()) == 1
     hit = {"open": "log", "os.fsync": "log", "torch.save": "tensors"}.get(broken, "text")
     assert hit in failed
-    assert not list((tmp_path / "r").rglob("*.tmp"))
+    assert not list((tmp_path / "r").rglob(".minseal-*.*"))
     again = Run(tmp_path / "r", CONFIG)
     assert again.step("a", never) == trials("a")
     assert again.step("m", never)["x"].tolist() == [1, 1, 1]
     assert again.step("b", lambda: trials("b")) == trials("b")
     assert again.step("n", lambda: {"x": torch.zeros(3)})["x"].tolist() == [0, 0, 0]
     assert (tmp_path / "r" / "report.md").read_text() == ("old" if "text" in failed else "new")
+
+
+# ---- damage, strangers, other processes ----
+
+
+def damage(path, how):
+    if how == "missing":
+        path.unlink()
+    elif how == "a pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        changed = bytes([whole[middle] ^ 1])
+        flipped = whole[:middle] + changed + whole[middle + 1 :]
+        path.write_bytes({"empty": b"", "half": whole[:middle], "one bit": flipped}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "one bit", "missing", "a pipe"])
+def test_a_damaged_checkpoint_is_told_and_made_again(tmp_path, how):
+    """Kind: power was lost, or the disk is bad. Torch alone would not notice one wrong bit."""
+    state, told = {"x": torch.arange(1000.0)}, []
+    Run(tmp_path / "r", CONFIG).step("m", lambda: state)
+    damage(tmp_path / "r" / "checkpoints" / "m.pt", how)
+    with pytest.raises(UserError, match="m.pt"):
+        Run(tmp_path / "r").result("m")
+    run = Run(tmp_path / "r", CONFIG, lambda step, new: told.append((step.lost, new)))
+    assert torch.equal(run.step("m", lambda: state)["x"], state["x"])
+    assert "m.pt" in told[0][0] and told[0][1]
+    assert torch.equal(Run(tmp_path / "r", CONFIG).step("m", never)["x"], state["x"])
+
+
+def test_the_checkpoint_is_on_the_disk_before_the_log_says_so(tmp_path, monkeypatch):
+    done, fsync = [], os.fsync
+    name_of = lambda file: Path(os.readlink(f"/proc/self/fd/{file}")).name
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(name_of(file)) or fsync(file))
+    Run(tmp_path / "r", CONFIG).step("m", lambda: {"x": torch.ones(1)})
+    assert done.index("m.pt") < done.index("checkpoints") < done.index("events.jsonl")
+    assert done[-2:] == ["events.jsonl", "r"]
+
+
+@pytest.mark.parametrize("name", ["../m.pt", "/etc/passwd", "other.pt", "a/../m.pt", 5])
+def test_a_checkpoint_elsewhere_is_refused(tmp_path, name):
+    """Kind: a path that leads out of the folder."""
+    Run(tmp_path / "r", CONFIG).step("m", lambda: {"x": torch.ones(1)})
+    log = tmp_path / "r" / "events.jsonl"
+    log.write_text(log.read_text().replace('"m.pt"', json.dumps(name)))
+    with pytest.raises(UserError, match="events.jsonl, line 1: .*checkpoint"):
+        Run(tmp_path / "r", CONFIG)
+    assert "m" not in (run := Run(tmp_path / "r")).steps and len(run.complaints) == 1
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "events.jsonl", "config.json", "results.json"])
+def test_a_link_in_a_run_folder_is_never_written_through(tmp_path, name):
+    Run(tmp_path / "r", CONFIG).step("a", lambda: trials("a"))
+    path, mine = tmp_path / "r" / name, tmp_path / "mine"
+    mine.mkdir() if name == "checkpoints" else mine.write_text("[]")
+    path.unlink(missing_ok=True)
+    path.symlink_to(mine)
+    for action in (
+        lambda: Run(tmp_path / "r", CONFIG).step("m", lambda: {"x": torch.ones(1)}),
+        lambda: Run(tmp_path / "r").write("results.json", "new"),
+    ):
+        with contextlib.suppress(UserError):
+            action()
+    assert mine.is_dir() and not any(mine.iterdir()) if mine.is_dir() else mine.read_text() == "[]"
+
+
+@pytest.mark.parametrize("name", ["config.json", "events.jsonl"])
+@pytest.mark.parametrize("config", [CONFIG, None], ids=["run", "report"])
+def test_a_pipe_in_a_run_folder_does_not_hang(tmp_path, name, config):
+    Run(tmp_path / "r", CONFIG).step("a", lambda: trials("a"))
+    (tmp_path / "r" / name).unlink()
+    os.mkfifo(tmp_path / "r" / name)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        Run(tmp_path / "r", config)
+
+
+def test_half_a_line_is_a_kill_at_the_end_only(tmp_path):
+    """Within the log it is damage: a run does not go on, a report shows what is whole."""
+    run = Run(tmp_path / "r", CONFIG)
+    for step in "abc":
+        run.step(step, lambda: trials(step))
+    log = tmp_path / "r" / "events.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*lines[:4], lines[4][:9] + "\n", *lines[5:]]))
+    with pytest.raises(UserError, match="events.jsonl, line 5"):
+        Run(tmp_path / "r", CONFIG)
+    there = Run(tmp_path / "r")
+    assert list(there.steps) == ["a", "c"] and "line 5" in there.complaints[0]
+    log.write_text("".join([*lines[:7], lines[7][:9] + "\n", lines[8]]))  # pages that were lost
+    assert list(Run(tmp_path / "r", CONFIG).steps) == ["a", "b"]
+
+
+def test_one_process_at_a_time_owns_a_run_folder_and_a_report_may_look(tmp_path):
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); import test_run\n"
+        "run = test_run.Run(sys.argv[2], test_run.CONFIG); run.step('a', list)\n"
+        "print('begun', flush=True); time.sleep(100)"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "r")]
+    early = Run(tmp_path / "r", CONFIG)  # found nothing there
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        for begin in (lambda: Run(tmp_path / "r", CONFIG), lambda: early.step("a", never)):
+            with pytest.raises(UserError, match=f"process {other.pid} "):
+                begin()
+        Run(tmp_path / "r").write("report.md", "as far as it is")
+        other.kill()
+    with pytest.raises(UserError, match="another process began"):
+        early.step("a", never)
+    assert Run(tmp_path / "r", CONFIG).step("a", never) == []

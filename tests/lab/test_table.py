@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -327,5 +328,57 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, name):
 def test_arms_on_different_contexts_are_not_paired(tmp_path):
     run = made_up(tmp_path / "run")
     run.steps["round 1"].trials.reverse()
-    with pytest.raises(UserError, match="measured on different contexts"):
-        summarise(run, EXPERIMENTS["knowledge"])
+    results = summarise(run, EXPERIMENTS["knowledge"])
+    told = [line for line in results["left out"] if "measured on different contexts" in line]
+    assert [line.split(":")[0] for line in told] == ["gain of 'round 1'", "gain of 'round 2'"]
+    gains = {a["arm"]: a["gain"] for a in results["arms"]}
+    assert gains["round 1"] is gains["round 2"] is None and gains["control 1"] == 0
+
+
+def test_an_arm_whose_students_failed_does_not_print_as_a_score(tmp_path):
+    run = made_up(tmp_path / "r")
+    for i, trial in enumerate(run.steps["round 1"].trials):
+        trial.invalid = "loss became nan at step 1" if i else None
+    run.steps["control 1"].trials[0].invalid = "no words in it"
+    text = text_report(run, KNOWLEDGE, summarise(run, KNOWLEDGE))
+    failed = "self-edits could not be read or trained on and count as 0"
+    loud = "ATTENTION, the score says little: round 1: 3 of 4"
+    assert f"\n{loud} {failed} (loss became nan at step 1).\n" in text
+    assert f"\ncontrol 1: 1 of 4 {failed} (no words in it).\n" in text
+    assert text.count(failed) == 2
+
+
+@pytest.mark.parametrize(
+    "step, change, told, without",
+    [
+        ("round 1", {"trials": []}, "arm 'round 1': it has no trials", ["round 1"]),
+        ("oracle notes", {"reward": 7}, "rewards from 0 to 1, got 1 to 7", ["oracle notes"]),
+        ("oracle notes", {"over": "nothing"}, "gain of 'oracle notes': KeyError", []),
+        ("reliability", {"value": [[1], [2, 3]]}, "reliability: ", []),
+        ("reliability", {"value": "x"}, "reliability: ", []),
+        ("round 1 in training", {"value": {"reward": 1}}, "there is no self_edits", []),
+        ("control 1", {"chose": {"notes": 5}}, "arm 'control 1': TypeError", ["control 1"]),
+    ],
+)
+def test_what_makes_no_sense_is_left_out_by_name_and_the_rest_is_shown(
+    tmp_path, step, change, told, without
+):
+    run = made_up(tmp_path / "r")
+    there, (key, value) = run.steps[step], *change.items()
+    if key == "over":
+        there.arm = replace(there.arm, over=value)
+    elif key in ("reward", "chose"):
+        setattr(there.trials[0], key, value)
+    else:
+        setattr(there, key, value)
+    text = write_report(run, KNOWLEDGE)
+    results = strictly((tmp_path / "r" / "results.json").read_text())
+    assert [a["arm"] for a in results["arms"]] == [n for n in ARMS if n not in without]
+    assert any(told in line for line in results["left out"])
+    assert "DAMAGED" in text and all(line in text for line in results["left out"])
+
+
+def test_a_whole_run_leaves_nothing_out(tmp_path):
+    run = made_up(tmp_path / "r")
+    assert "DAMAGED" not in write_report(run, KNOWLEDGE)
+    assert summarise(run, KNOWLEDGE)["left out"] == []
