@@ -63,7 +63,7 @@ def make_config(values: dict[str, Any], where: object, keys: dict[str, str] = {}
 
 
 def is_finite(t: Tensor) -> bool:
-    """Whether no number of a tensor is NaN or infinite, in one pass (isfinite: thirty)."""
+    """Whether no number of a tensor is NaN or infinite, isfinite().all() takes 30 times as long."""
     return all(map(math.isfinite, torch.aminmax(t)))
 
 
@@ -79,17 +79,22 @@ def check_positions(config: GPTConfig, size: int, where: object) -> None:
         raise UserError(f"{where}: no room for {config.block_size} rotary positions ({names})")
 
 
-def _is_number(v: Any) -> bool:
-    return type(v) in (int, float) and 0 < v < 1e18
+def is_number(v: Any) -> bool:
+    """Whether a stranger's value is a number that one can go on with."""
+    return type(v) in (int, float) and abs(v) < 1e18
+
+
+def _is_above_0(v: Any) -> bool:
+    return is_number(v) and v > 0
 
 
 def _scales(v: Any) -> bool:
-    return v is None or type(v) is tuple and len(v) == 4 and all(map(_is_number, v))
+    return v is None or type(v) is tuple and len(v) == 4 and all(map(_is_above_0, v))
 
 
 FITS = {  # what a field of GPTConfig may be, by the type of its default
     bool: ("true or false", lambda v: type(v) is bool),
     int: ("a whole number above 0", lambda v: type(v) is int and 0 < v < 2**31),
-    float: ("a number above 0", _is_number),
+    float: ("a number above 0", _is_above_0),
     type(None): ("4 numbers above 0", _scales),  # rope_scaling
 }

@@ -143,7 +143,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if inside:  # int | None
         return any(_fits(value, k) for k in inside)
     if kind in (int, float):
-        return type(value) in (int, kind) and -1e15 < value < 1e15
+        return type(value) in (int, kind) and abs(value) < LARGEST
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except ValueError:

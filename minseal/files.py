@@ -42,7 +42,7 @@ class UserError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """What an error of another package says, fit for one line of ours."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def need(package: str, extra: str, what: object = "this") -> ModuleType:
@@ -93,12 +93,17 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict:
     return data
 
 
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """{name: tensor} in torch's own format, mapped; never runs code of the file (weights_only)."""
+def load_tensors(path: str | Path, checksums: bool = False) -> dict[str, Tensor]:
+    """{name: tensor} in torch's own format, mapped; never runs code of the file (weights_only).
+
+    checksums: read it all once and compare; torch does not.
+    """
     try:
         with zipfile.ZipFile(path) as file:
             if any(part.compress_type for part in file.infolist()):
                 raise ValueError("its parts are packed, and cannot be mapped")
+            if checksums and file.testzip() is not None:
+                raise ValueError("a checksum is wrong")
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         # Views of a few numbers, or none, may claim any size; nothing may grow when it is copied.
         plain = all(t.is_cpu and t.layout is torch.strided for t in tensors.values())
@@ -117,10 +122,11 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_folder(folder: str | Path, writers: dict[str, Writer]) -> None:
-    """Write files of a folder, which is made: all or none, and on the disk when this returns.
+    """Write files of a folder, which is made, and all are on the disk when this returns.
 
     They are written into a new folder inside it, of a name that nobody could have made a link of,
-    flushed, and then renamed over what was there. Where a kill ends that, tidy() goes on.
+    flushed, and then renamed over what was there: none of them if one cannot be written. Where a
+    kill ends that, tidy() goes on.
     """
     at = folder = Path(folder)
     made: list[Path] = []
@@ -206,7 +212,7 @@ def _settle(shop: Path) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether there is nothing at a path, or empty folders and what killed processes left."""
+    """Whether there is nothing at a path, once it is tidied, but empty folders."""
     if not os.path.lexists(folder):
         return True
     if not folder.is_dir():
@@ -218,8 +224,10 @@ def is_empty(folder: Path) -> bool:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool | None]:
-    """Lock a folder until this ends, or the process dies. False: it is another's; None: no locks
-    on this disk or system."""
+    """Lock a folder until this ends, or the process dies.
+
+    False: it is another's. None: there are no locks on this disk or system, nobody is kept out.
+    """
     if fcntl is None:
         yield None
         return
@@ -269,7 +277,10 @@ HELD: weakref.WeakValueDictionary[Path, Lock] = weakref.WeakValueDictionary()
 
 def hold(folder: Path) -> Lock:
     """The lock of a folder; within a process it is shared."""
-    folder = folder.resolve()
+    try:
+        folder = Path(os.path.realpath(folder))
+    except ValueError as e:  # no name of a file
+        raise UserError(f"no folder {folder}: {first_line(e)}") from None
     lock = HELD.get(folder)
     if lock is None or not lock.release.alive:
         HELD[folder] = lock = Lock(folder)
@@ -279,14 +290,20 @@ def hold(folder: Path) -> Lock:
 @contextmanager
 def claim(out: str | Path) -> Iterator[None]:
     """A new folder for a model, ours alone meanwhile. UserError if there is anything in it."""
-    with hold(Path(out)) if is_empty(Path(out)) else nullcontext():
-        if not is_empty(Path(out)):
-            raise UserError(f"{out} is there already: choose another folder, or remove it")
+    _refuse_what_is_there(Path(out))
+    with hold(Path(out)):
+        _refuse_what_is_there(Path(out))  # another may have come between
         yield
 
 
+def _refuse_what_is_there(out: Path) -> None:
+    if not is_empty(out):
+        raise UserError(f"{out} is there already: choose another folder, or remove it")
+
+
 def write_text(text: str) -> Writer:
-    return lambda path: Path(path).write_text(text, encoding="utf-8")
+    # The name of a file may hold bytes that are no letters.
+    return lambda path: Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_bytes(data: bytes) -> Writer:

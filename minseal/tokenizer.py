@@ -55,7 +55,7 @@ class Tokenizer:
         self.specials = {END: len(ranks)} if specials is None else specials
         self.eot = self.specials.get(END) if eot is None else eot
         self.ends = frozenset(self.specials.values())
-        with one_line("no tokenizer"):
+        with as_user_error("no tokenizer"):
             self._check()
             self.encoding = tiktoken.Encoding(
                 "minseal", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
@@ -65,7 +65,7 @@ class Tokenizer:
 
     def _check(self) -> None:
         ids, used = [*self.ranks.values(), *self.specials.values()], [self.eot, *self.bos]
-        with one_line(f"its pattern {self.pattern!r:.60}"):
+        with as_user_error(f"its pattern {self.pattern!r:.60}"):
             pieces = [match[0] for match in regex.finditer(self.pattern, PROBE, timeout=0.5)]
         problems = {
             "ids must be whole numbers from 0": any(
@@ -84,7 +84,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text, or a part of one, -> ids; never a special token. Time is about linear."""
-        with one_line("this text cannot be encoded"):
+        with as_user_error("this text cannot be encoded"):
             if len(text) < LONGEST_GAP:
                 return self.encoding.encode_ordinary(text)
             parts = regex.split(rf"(\s{{{LONGEST_GAP}}})", text)
@@ -148,14 +148,14 @@ class Tokenizer:
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
         except ValueError:
             raise UserError(f"{path}: expected tiktoken's 'BASE64 RANK' on each line") from None
-        with one_line(f"{path} and its settings"):
+        with as_user_error(f"{path} and its settings"):
             if len(ranks) < len(rows):
                 raise UserError("a token stands in it twice")
             return cls(ranks, **({} if settings is None else settings))
 
 
 @contextmanager
-def one_line(where: object) -> Iterator[None]:
+def as_user_error(where: object) -> Iterator[None]:
     """What goes wrong inside is told in one line: panics of Rust too, which are no Exceptions."""
     try:
         yield

@@ -30,7 +30,7 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that may know less than all that is below them; each its own files, too.
 MAY_KNOW = {
-    "tasks": {"files", "selfedit", "tokenizer"},
+    "tasks": {"files", "selfedit", "tokenizer", "terminal"},
     "open_models": {"checkpoint", "tokenizer", "files", "model", "lora", "config"},
 }
 HEART = ("model", "lora", "sample", "selfedit", "inner", "outer")

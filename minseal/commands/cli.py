@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> None:
         command: Command = args.command
         if unknown:
             near = did_you_mean(unknown[0].split("=")[0], list(args.parser._option_string_actions))
-            args.parser.error(f"unknown option {unknown[0]}{near}")
+            what = "unknown option" if unknown[0].startswith("-") else "too much (quotes missing?):"
+            args.parser.error(f"{what} {unknown[0]}{near}")
         stopped = command.stopped.format(again=shlex.join(["minseal", *argv]))
         config = build(command.settings, vars(args))
         given = [getattr(args, name) for name, *_ in command.positional]
@@ -185,6 +186,4 @@ def tell_steps() -> Callable[[Step, bool], None]:
 def report(config: ReportConfig, folder: str) -> None:
     """Make the report of a run folder again."""
     the_run, experiment = read_run(folder)
-    if not the_run.arms():
-        raise UserError(f"{folder} holds no finished arm yet")
     say(write_report(the_run, experiment))

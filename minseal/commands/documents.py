@@ -1,6 +1,7 @@
 """Documents to learn, and the files that `learn` writes about them: notes.md and exam.json."""
 
 import itertools
+import os
 import re
 from bisect import bisect_right
 from itertools import pairwise
@@ -82,7 +83,7 @@ def split_document(tokenizer: Tokenizer, name: str, text: str, most: int) -> lis
         chapters = split_markdown(title, text)
     else:
         lines = "\n".join(map(str.strip, text.split("\n")))
-        chapters = [(title, "\n\n".join(map(one_line, re.split(r"\n\n+", lines))))]
+        chapters = [(title, "\n\n".join(map(join_lines, re.split(r"\n\n+", lines))))]
     sections: list[Passage] = []
     for title, body in chapters:
         body = re.sub(r"\n\n+", "\n\n", body).strip("\n")
@@ -115,24 +116,24 @@ def split_markdown(title: str, text: str) -> list[tuple[str, str]]:
         chapters[-1][1].extend(lines[done:first])
         part, done = lines[first:end], end
         if block.type == "heading_open" and len(inside.content) <= TITLE:
-            words = plain(parser.parseInline(inside.content, env)[0].children)
+            words = words_of(parser.parseInline(inside.content, env)[0].children)
             chapters.append((words or chapters[-1][0], []))
         elif len(part) > 1 and not set(part[1]) <= set(" \t:|-"):  # below a table's first line
-            chapters[-1][1].append(one_line("\n".join(part)))
+            chapters[-1][1].append(join_lines("\n".join(part)))
         else:
             chapters[-1][1].extend(part)
     chapters[-1][1].extend(lines[done:])
     return [(title, "\n".join(lines)) for title, lines in chapters]
 
 
-def plain(tokens: list[Any]) -> str:
+def words_of(tokens: list[Any]) -> str:
     """The words of a heading, without markup."""
     kinds = {"softbreak": " ", "hardbreak": " ", "html_inline": ""}
-    words = (plain(t.children) if t.children else kinds.get(t.type, t.content) for t in tokens)
+    words = (words_of(t.children) if t.children else kinds.get(t.type, t.content) for t in tokens)
     return " ".join("".join(words).split())
 
 
-def one_line(paragraph: str) -> str:
+def join_lines(paragraph: str) -> str:
     """Its lines joined by spaces, but not where Chinese or Japanese goes on."""
     lines = "\n".join(map(str.strip, paragraph.split("\n")))
     return re.sub(rf"(?<=[{WIDE}])\n(?=[{WIDE}])", "", lines).replace("\n", " ")
@@ -204,7 +205,7 @@ def read_notes(task: Knowledge, path: str) -> Notes:
 def keep_older(path: Path, given: str) -> None:
     """What is there stays beside what comes, notes.md as notes-1.md; but not the file given."""
     try:
-        if path.exists() and path.resolve() != Path(given).resolve():
+        if path.exists() and os.path.realpath(path) != os.path.realpath(given):
             names = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1))
             path.rename(next(name for name in names if not name.exists()))
     except OSError as e:

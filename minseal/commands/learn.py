@@ -4,7 +4,9 @@ Everything goes through a Lab and a Run (out/run-1, run-2, ...), as in every exp
 any point, the same command goes on; when all was done it learns nothing twice, and only shows it.
 """
 
+import itertools
 import json
+import os
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,9 +18,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..files import UserError, is_empty, need, read_text, write_folder, write_text
+from ..files import UserError, is_empty, need, read_text, tidy, write_folder, write_text
 from ..inner import InnerConfig, OnStep
-from ..lab.lab import Lab, restore_policy
+from ..lab.lab import OWN, Lab, restore_policy
 from ..lab.run import OtherRun, Run, Step
 from ..lab.table import aligned
 from ..lora import LoRAConfig, attach, merge_state
@@ -86,8 +88,8 @@ def learn(
     model, tokenizer = load(config.model, config.device, config.dtype)
     task = Knowledge(tokenizer, grading="contains", topic=False)
     given_notes = read_notes(task, config.notes) if config.notes else None
-    there = {i: some for i, some in (given_notes or {}).items() if some}
-    run, out = open_run(config, [texts, given_exam, there], say), Path(config.out)
+    written = {i: some for i, some in (given_notes or {}).items() if some}
+    run, out = open_run(config, [texts, given_exam, written, *marks(config)], say), Path(config.out)
     lab, start = open_lab(config, run, model, task)
     sections = cut_documents(lab, config, texts)
     words = sum(len(text.split()) for text in texts.values())
@@ -152,9 +154,7 @@ def open_run(config: LearnConfig, read: list[Any], say: Callable[[str], None]) -
         if new and step.seconds > 0.05:
             say(f"{step.seconds:6.0f} s  {step.name}")
 
-    done = 0
-    while (out / f"run-{done + 1}" / "config.json").exists():
-        done += 1
+    done = next(n for n in itertools.count() if not is_run(out / f"run-{n + 1}"))
     if done:
         with suppress(OtherRun):  # killed before, it goes on
             run = Run(out / f"run-{done}", settings, tell, within=out)
@@ -162,13 +162,30 @@ def open_run(config: LearnConfig, read: list[Any], say: Callable[[str], None]) -
             going_on = f"going on after {len(run.steps)} steps that were done already"
             say(f"{run.folder}: {learnt if 'notes, learnt' in run.steps else going_on}")
             return run
-    own = [Path(given).resolve() for given in (config.adapter, config.notes) if given]
-    goes_on = out.resolve() in own or (out / "notes.md").resolve() in own
+    goes_on = is_same(config.adapter, out) or is_same(config.notes, out / "notes.md")
     if not goes_on and not is_empty(out):
         ways = f"go on from it with --adapter {out} or --notes {out / 'notes.md'}, or "
         ways = ways if (out / "notes.md").exists() else ""
         raise UserError(f"{out} is there already and not empty: {ways}choose another --out")
     return Run(out / f"run-{done + 1}", settings, tell, within=out)
+
+
+def marks(config: LearnConfig) -> list[int]:
+    """By these another adapter, or policy, of the same name is known; --out itself changes."""
+    files = [Path(config.adapter) / "adapter_model.safetensors"] if config.adapter else []
+    files = [] if is_same(config.adapter, config.out) else files
+    files += [Path(config.policy) / "events.jsonl"] if config.policy else []
+    return [zlib.crc32(file.read_bytes()) for file in files if file.is_file()]
+
+
+def is_same(given: str, path: str | Path) -> bool:
+    """Whether an option names this file or folder; without the option it names none."""
+    return bool(given) and os.path.realpath(given) == os.path.realpath(path)
+
+
+def is_run(folder: Path) -> bool:
+    tidy(folder)
+    return (folder / "config.json").exists()
 
 
 def keep(run: Run, path: Path, given: str, text: str) -> None:
@@ -190,7 +207,7 @@ def open_lab(
     start, inner = {}, config.inner
 
     def read_adapter() -> dict[str, Tensor]:
-        if "notes, learnt" in run.steps and Path(config.adapter).resolve() == run.within.resolve():
+        if "notes, learnt" in run.steps and is_same(config.adapter, config.out):
             raise UserError(f"{config.adapter}: what it was before this run is lost")
         adapters, lora = load_adapter(config.adapter, model, config.model)
         with adapters:
@@ -254,7 +271,7 @@ def write_texts(lab: Lab, sections: list[Passage], draw: int) -> list[str]:
 def write_exam(lab: Lab, sections: list[Passage]) -> Exam:
     """Questions that the model wrote while it saw the text, and whose answers stand in it."""
     task, found = Knowledge(lab.task.tokenizer, "self-qa"), {}
-    for section, text in zip(sections, write_texts(lab.asking(task), sections, 99)):
+    for section, text in zip(sections, write_texts(lab.asking(task), sections, OWN)):
         for note in task.notes(text):
             if isinstance(note, Question) and score(section.text, note.answer, "contains"):
                 found.setdefault(note.question, (note.answer,))

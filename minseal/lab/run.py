@@ -11,7 +11,6 @@ import json
 import os
 import re
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,6 +124,8 @@ class Run:
                 done.trials = result
             elif isinstance(result, dict) and result and isinstance([*result.values()][0], Tensor):
                 done.checkpoint = _checkpoint_of(name)
+                if done.checkpoint in (s.checkpoint for s in self.steps.values() if s.name != name):
+                    raise ValueError(f"two steps would have the checkpoint {done.checkpoint}")
                 save_tensors(self._path(done), result)
             else:
                 done.value = result
@@ -139,13 +140,7 @@ class Run:
         step = self.steps[name]
         if not step.checkpoint:
             return step.trials or step.value
-        if not (path := self._path(step)).is_file():
-            raise UserError(f"{path} is missing")
-        tensors = load_tensors(path)
-        with zipfile.ZipFile(path) as file:  # torch does not look at the checksums
-            if file.testzip() is not None:
-                raise UserError(f"{path} is damaged")
-        return tensors
+        return load_tensors(self._path(step), checksums=True)
 
     def under(self, prefix: str, **labels: Any) -> "Run":
         """The same run, for steps whose names begin with `prefix`, found by these labels."""
@@ -178,7 +173,7 @@ class Run:
             there = read_json(path, once=True)
             self.config = there if self.config is None else self.config
             if different := list(_differences(there, self.config)):
-                told = ", ".join(f"{k} is {a!r} there, {b!r} here" for k, a, b in different)
+                told = ", ".join(f"{k} is {a!r:.60} there, {b!r:.60} here" for k, a, b in different)
                 why = f"is a run with another configuration ({told})"
                 raise OtherRun(f"{self.folder} {why}: choose another --out")
             self._read_events()

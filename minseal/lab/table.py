@@ -9,6 +9,7 @@ import numpy as np
 
 from ..config import from_json
 from ..files import UserError
+from ..terminal import printable
 from . import evidence
 from .lab import Experiment, attempt
 from .plots import plots
@@ -19,7 +20,10 @@ def summarise(run: Run, experiment: Experiment) -> dict[str, Any]:
     """What results.json holds: the arms, in the order in which they were measured, and the rest.
 
     What makes no sense, since somebody edited the log, is left out; "left out" says what.
+    Raises UserError if there is no arm.
     """
+    if not run.arms():
+        raise UserError(f"{run.folder} holds no finished arm yet")
     results: dict[str, Any] = {
         "kind": experiment.name,
         "arms": [],
@@ -73,8 +77,6 @@ def row_of(
     rewards = [t.reward for t in step.trials]
     if not rewards:
         raise UserError("it has no trials")
-    if experiment.score.startswith("share") and not 0 <= min(rewards) <= max(rewards) <= 1:
-        raise UserError(f"expected rewards from 0 to 1, got {min(rewards)} to {max(rewards)}")
     mean, ci95 = evidence.interval(rewards)
     row = {"arm": step.name, "mean": mean, "ci95": ci95, "gain": None, "gain_ci95": None}
     row |= {"over": None, "seconds": step.seconds, "n": len(rewards)}
@@ -128,11 +130,12 @@ def repeated(scores: np.ndarray) -> dict[str, Any]:
 def write_report(run: Run, experiment: Experiment) -> str:
     """Write results.json, report.md and, with matplotlib, the plots; returns the report's text."""
     results = summarise(run, experiment)
+    pictures = plots(run, experiment, results)
+    text = text_report(run, experiment, results)  # says what was left out, pictures included
     run.write("results.json", json.dumps(results, indent=1) + "\n")
-    text, pictures = text_report(run, experiment, results), plots(run, experiment, results)
     shown = "\n".join(f"![{name}]({name})" for name in pictures)
     run.write("report.md", f"# {run.folder.name}\n\n```text\n{text}```\n\n{shown}\n")
-    if not pictures:
+    if not pictures and not results["left out"]:
         text += f"no plots: pip install 'minseal[plots]', then `minseal report {run.folder}`\n"
     return text
 
@@ -145,7 +148,7 @@ def text_report(run: Run, experiment: Experiment, results: dict[str, Any]) -> st
     rows = table(experiment, results)
     if left_out := results["left out"]:
         more = [f"... {len(left_out) - 9} more"] if len(left_out) > 9 else []
-        told = "DAMAGED: what follows makes no sense there and was left out."
+        told = "LEFT OUT, what cannot be worked out from this events.jsonl:"
         blocks = ["\n".join([told, *left_out[:9], *more]), *blocks]
     return "\n\n".join(part for part in [rows, "\n".join(sentences), *blocks] if part) + "\n"
 
@@ -170,6 +173,7 @@ def table(experiment: Experiment, results: dict[str, Any]) -> str:
 
 def aligned(rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
     """Rows, the header first, as a table; the columns `left` begin at the left."""
+    rows = [[printable(cell, one_line=True) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [
         "  ".join(

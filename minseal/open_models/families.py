@@ -119,7 +119,11 @@ class Stored:
 
 
 def _is_causal_mask(t: Tensor, config: GPTConfig) -> bool:
-    return t.dim() == 4 and torch.equal(t[0, 0] != 0, torch.ones_like(t[0, 0]).tril() != 0)
+    return (
+        t.dim() == 4
+        and t.numel() > 0
+        and torch.equal(t[0, 0] != 0, torch.ones_like(t[0, 0]).tril() != 0)
+    )
 
 
 def _are_frequencies(t: Tensor, config: GPTConfig) -> bool:

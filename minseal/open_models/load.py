@@ -29,7 +29,7 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> tuple
 
     device: auto (a GPU if there is one), cpu, cuda. dtype: float32, bfloat16, float16, or auto:
     as the largest tensor is stored (GGUF: float32).
-    Nothing is read before every shape is found right; then each parameter is filled once,
+    No weight is taken before every shape is found right; then each parameter is filled once,
     straight from disk: the peak is the weights and the largest tensor. Raises UserError with the
     reason if the source is damaged, or a model that GPT cannot be.
     """

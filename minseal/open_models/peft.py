@@ -8,7 +8,7 @@ import regex
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import is_finite
+from ..checkpoint import is_finite, is_number
 from ..files import UserError, first_line, read_json, write_folder, write_json
 from ..lora import TARGETS, Adapters, LoRAConfig, attach
 from ..model import GPT
@@ -204,10 +204,6 @@ class _Ranks:
 def _counts_far(pattern: str) -> bool:
     """Whether x{60000} and its like, in each other, would take all memory to be compiled."""
     return math.prod(int(n[:4]) for n in regex.findall(r"[{,]0*([1-9]\d*)", pattern)) > 1000
-
-
-def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e18
 
 
 def fingerprint(model: GPT) -> list[float]:

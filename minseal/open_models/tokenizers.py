@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..files import UserError, Writer, need, read_json, read_text, write_text
-from ..tokenizer import CHATS, END, GPT2_PATTERN, PROBE, Tokenizer, one_line
+from ..tokenizer import CHATS, END, GPT2_PATTERN, PROBE, Tokenizer, as_user_error
 
 
 class OpenTokenizer(Tokenizer):
@@ -22,7 +22,7 @@ class OpenTokenizer(Tokenizer):
 
     def __init__(self, text: str, config: dict[str, Any], where: object = "tokenizer.json") -> None:
         package = need("tokenizers", "weights", what=where)
-        with one_line(f"{where} has no tokenizer that can be read"):
+        with as_user_error(f"{where} has no tokenizer that can be read"):
             data = json.loads(text)
             follow(config, data)
             self.text = json.dumps(data)
@@ -58,7 +58,7 @@ class OpenTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as tiktoken
-        with one_line("this text cannot be encoded"):
+        with as_user_error("this text cannot be encoded"):
             return self.backend.encode(text, add_special_tokens=False).ids
 
     def begin(self, text: str) -> list[int]:
@@ -210,7 +210,7 @@ def tokenizer_of_gguf(fields: dict[str, Any], where: object) -> OpenTokenizer:
     for key in ("add_eos_token", "add_space_prefix"):
         if about.get(key):
             raise UserError(f"{where} has a tokenizer with {key}; expected one without")
-    with one_line(f"{where} has no complete tokenizer"):
+    with as_user_error(f"{where} has no complete tokenizer"):
         tokens, merges = about["tokens"], [pair.split(" ") for pair in about["merges"]]
         kinds, at = dict(zip(tokens, about["token_type"], strict=True)), dict(enumerate(tokens))
         ids = {token: id for id, token in enumerate(tokens) if kinds[token] != UNUSED}

@@ -13,9 +13,9 @@ Grading = Literal["exact", "contains", "f1"]
 
 def score(answer: str, gold: str, grading: Grading) -> float:
     """How well an answer agrees with an accepted one, from 0 to 1, in the better reading."""
-    one, other = zip(readings(answer), readings(gold))
-    best = _agreement(*one, grading)
-    return best if one == other else max(best, _agreement(*other, grading))
+    plain, parted = zip(readings(answer), readings(gold))
+    best = _agreement(*plain, grading)
+    return best if plain == parted else max(best, _agreement(*parted, grading))
 
 
 def _agreement(given: list[str], right: list[str], grading: Grading) -> float:
@@ -53,7 +53,7 @@ def readings(text: str) -> tuple[list[str], list[str]]:
 
 def _fold(text: str) -> str:
     """One form for each letter (lower case, NFC), scripts without spaces cut up."""
-    text = MANY_MARKS.sub(r"\1", "".join(map(_letter, text)))  # to sort them is quadratic
+    text = MANY_MARKS.sub(r"\1", "".join(map(_letter, text)))  # NFC sorts them, in quadratic time
     text = unicodedata.normalize("NFC", text).replace("i\u0307", "i")
     return regex.sub(rf"{ALONE}(.\p{{M}}*)", r" \1 ", text) if ALONE in text else text
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import UserError, parse_json, read_text
+from ..terminal import say
 
 SQUAD = "SQuAD's data > paragraphs > qas"
 Exam = tuple[tuple[str, tuple[str, ...]], ...]  # (question, (accepted answers...)), ...
@@ -22,7 +23,7 @@ class Passage:
     oracle: tuple[str, ...] = ()  # notes as good as they get; empty: the exam with its answers
 
 
-def read_passages(path: str | Path, say: Callable[[str], None] = print) -> list[Passage]:
+def read_passages(path: str | Path, say: Callable[[str], None] = say) -> list[Passage]:
     """The passages in a file, in its order. Raises UserError, which names file and passage.
 
     The file holds SQuAD's JSON (Rajpurkar et al. 2016; also its paragraphs or its rows alone),
@@ -122,7 +123,7 @@ def _exam(questions: Any, where: str) -> Exam:
         if not isinstance(answers, list) or not all(map(_is_text, answers)):
             raise UserError(f"{where}, question {number} has no answer; expected a string")
         _check_letters(question + "".join(answers), where)
-        exam.append((question.strip(), tuple(answers)))
+        exam.append((question.strip(), tuple(answer.strip() for answer in answers)))
     return tuple(exam)
 
 
