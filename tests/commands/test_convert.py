@@ -1,14 +1,11 @@
 """A model goes out for transformers and comes back; a run goes out with what it learnt."""
 
 import json
-import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from kills import kill_everywhere
 
 from minseal import UserError, load, merge_state
 from minseal.commands.cli import main
@@ -139,29 +136,6 @@ def test_a_run_without_a_finished_outer_loop_has_no_policy(run, tmp_path):
 
 
 # ---- kills, other processes ----
-
-
-def content(path):
-    return path.read_bytes()
-
-
-def work(out):
-    """What is killed at every file operation: twice a model, and twice the same command."""
-    model = os.environ["MODEL"]
-    for command in (convert, export):
-        with suppress(UserError):  # it was finished before
-            command(
-                ConvertConfig() if command is convert else ExportConfig(),
-                model,
-                f"{out}/{command.__name__}",
-            )
-    assert load(out / "convert") and load(out / "export")
-
-
-@pytest.mark.faults
-def test_killed_anywhere_the_same_command_makes_the_same_model(tmp_path, untrained, monkeypatch):
-    monkeypatch.setenv("MODEL", untrained)
-    assert kill_everywhere(Path(__file__), tmp_path) > 20
 
 
 def test_what_a_kill_left_is_not_in_the_way(tmp_path, untrained):

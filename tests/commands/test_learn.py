@@ -1,15 +1,10 @@
 """Learning documents: what is written, what persists, what goes on, and what is refused."""
 
 import json
-import os
-import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
-from kills import kill_everywhere
 
 from minseal import LoRAConfig, UserError, attach, load
 from minseal.commands import learn as room
@@ -311,34 +306,3 @@ def test_what_a_kill_before_the_first_step_left_is_not_in_the_way(place):
     learn(replace(config, inner=BRIEF), [folder / "rivers.md"], list)
     assert "run-1" in names(folder / "adapter")
     assert not any(name.startswith(".") for name in names(folder / "adapter"))
-
-
-def content(path):
-    if path.name in ("events.jsonl", "minseal.json"):  # seconds
-        return re.sub(rb'seconds": ?[\d.]+', b"", path.read_bytes())
-    return path.read_bytes()
-
-
-def work(out):
-    folder = Path(os.environ["FOLDER"])
-    out.mkdir(parents=True, exist_ok=True)
-    os.chdir(out)  # paths are settings: the same for all
-    torch.set_num_threads(1)
-    config = LearnConfig(
-        os.environ["MODEL"],
-        out="adapter",
-        prompts=("self-qa",),
-        section=60,
-        inner=BRIEF,
-        exam=str(folder / "exam.json"),
-    )
-    learn(config, [str(folder / "rivers.md")], list)
-
-
-@pytest.mark.faults
-def test_killed_anywhere_the_same_command_makes_the_same_adapter(
-    place, tmp_path, untrained, monkeypatch
-):
-    monkeypatch.setenv("FOLDER", str(tmp_path))
-    monkeypatch.setenv("MODEL", untrained)
-    assert kill_everywhere(Path(__file__), tmp_path / "kills") > 50

@@ -108,9 +108,7 @@ class Campaign:
             data = target.input(self.seed, number)
             if target.path:
                 target.put(data)
-            start = time.process_time()
-            what, place = self.read(target, data)
-            seconds = time.process_time() - start
+            what, place, seconds = self.read(target, data)
             tally.inputs, tally.seconds = tally.inputs + 1, tally.seconds + seconds
             if seconds > tally.slowest:
                 tally.slowest, tally.slowest_number = seconds, number
@@ -121,14 +119,14 @@ class Campaign:
         if target.path:
             target.put(target.examples[0])
 
-    def read(self, target: Any, data: Any) -> tuple[str, str]:
-        """('' or 'refused' or what is wrong, where)"""
+    def read(self, target: Any, data: Any) -> tuple[str, str, float]:
+        """('' or 'refused' or what is wrong, where, seconds)"""
         self.late, place = False, ""
-        signal.setitimer(signal.ITIMER_PROF, target.seconds)
-        signal.setitimer(
-            signal.ITIMER_VIRTUAL, 4 * target.seconds
-        )  # nobody handles it: the process ends
-        printed = io.StringIO()
+        # Late, as these clocks are coarse. Nobody handles the second one: it ends the process, even
+        # where another language holds on to it.
+        signal.setitimer(signal.ITIMER_PROF, 2 * target.seconds)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 6 * target.seconds)
+        printed, start = io.StringIO(), time.process_time()
         try:
             with warnings.catch_warnings(), redirect_stdout(printed), redirect_stderr(printed):
                 warnings.simplefilter("ignore")
@@ -136,7 +134,7 @@ class Campaign:
             what = ""
         except (UserError, InvalidSelfEdit) as e:
             text, what = str(e), "refused"
-            if len(text) > 2000:  # line breaks in it are spelt out as it is printed
+            if len(text) > 1000 or isinstance(e, UserError) and steering(text, but=""):
                 what, place = f"no line: {len(text)} letters, {text!r:.200}", place_of(e)
         except BaseException as e:  # panics of Rust are no Exceptions
             if isinstance(e, KeyboardInterrupt):
@@ -145,9 +143,10 @@ class Campaign:
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        seconds = time.process_time() - start
         if what in ("", "refused") and (bad := steering(printed.getvalue())):
             what = f"printed characters that steer a terminal: {bad!r}"
-        if self.late:
+        if self.late or seconds > target.seconds:
             what = f"longer than {target.seconds:g} s"
         grown = most_memory() - self.peak
         if grown > MEMORY:
@@ -156,7 +155,7 @@ class Campaign:
             with suppress(OSError):  # Linux: count anew; else the next must take more
                 Path("/proc/self/clear_refs").write_text("5")
             self.peak = max(self.peak, most_memory())
-        return what, place
+        return what, place, seconds
 
     def note(self, finding: Finding) -> None:
         old = self.smallest.setdefault(finding.key(), finding)
