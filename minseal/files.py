@@ -26,6 +26,7 @@ except ImportError:  # Windows: nobody is kept out
     fcntl = None  # type: ignore[assignment]
 
 OURS = ".minseal-"  # so begins the name of what is there for a while only
+NOTE = f"{OURS}lock"  # says who has locked the folder
 Writer = Callable[[Path], object]  # writes one file at the path that it is given
 
 
@@ -233,7 +234,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path) -> None:
-        note, who = folder / f"{OURS}lock", "another process"
+        note, who = folder / NOTE, "another process"
         try:
             with ExitStack() as keep:
                 keep.callback(_remove, make_folder(folder))
@@ -271,8 +272,10 @@ def hold(folder: Path) -> Lock:
 @contextmanager
 def claim(out: str | Path) -> Iterator[None]:
     """A new folder for a model, ours alone meanwhile. UserError if there is anything in it."""
-    with hold(Path(out)) if is_empty(Path(out)) else nullcontext():
-        if not is_empty(Path(out)):
+    folder = Path(out)
+    ours = is_empty(folder) or (folder / NOTE).exists()  # which a kill may have left
+    with hold(folder) if ours else nullcontext():
+        if not is_empty(folder):
             raise UserError(f"{out} is there already: choose another folder, or remove it")
         yield
 
