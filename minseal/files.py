@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .terminal import printable
+
 try:
     import fcntl
 except ImportError:  # Windows: nobody is kept out
@@ -32,6 +34,11 @@ Writer = Callable[[Path], object]  # writes one file at the path that it is give
 
 class UserError(ValueError):
     """What was handed to minseal is wrong: its one line says what was expected, and what came."""
+
+    def __init__(self, message: str) -> None:
+        if len(message) > 1000:  # what came stands in the middle, what to do at the end
+            message = f"{message[:600]} ... {message[-300:]}"
+        super().__init__(printable(message, one_line=True))
 
 
 def first_line(error: BaseException) -> str:
@@ -97,9 +104,10 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         # Views of a few numbers, or none, may claim any size; nothing may grow when it is copied.
         plain = all(t.is_cpu and t.layout is torch.strided for t in tensors.values())
         size = sum(math.prod(t.shape) * t.element_size() for t in tensors.values())
+        most = 2 * os.path.getsize(path)  # a tied head lies there once, under two names
     except Exception as e:  # torch.load knows a dozen errors for a file that is none of its own
         raise UserError(f"{path} is missing, damaged or no checkpoint: {first_line(e)}") from None
-    if not plain or size > os.path.getsize(path) or not all(type(name) is str for name in tensors):
+    if not plain or size > most or not all(type(name) is str for name in tensors):
         raise UserError(f"{path} is no checkpoint: expected names with tensors, whole in the file")
     return tensors
 

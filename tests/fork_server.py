@@ -71,7 +71,9 @@ class Server:
         """
         self.process.stdin.write(json.dumps({"words": words, "cwd": str(cwd), **how}) + "\n")
         self.process.stdin.flush()
-        ended = json.loads(self.process.stdout.readline())
+        if not (answer := self.process.stdout.readline()):
+            raise RuntimeError(f"the server of forks died: {self.process.wait(60)}")
+        ended = json.loads(answer)
         texts = [(self.folder / name).read_text(errors="replace") for name in ("out", "err", "ops")]
         return Ended(ended["code"], *texts[:2], texts[2].splitlines(), ended["seconds"])
 

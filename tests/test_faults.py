@@ -4,6 +4,7 @@ Whatever happens, the same command afterwards ends with the result of a run that
 to, or says in one line what to do.
 """
 
+import itertools
 import json
 import os
 import queue
@@ -21,7 +22,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import without_seconds
 from fork_server import Ended, Server
 
 pytestmark = pytest.mark.faults
@@ -30,6 +30,7 @@ KNOWLEDGE, FEWSHOT = str(TINY_DATA / "knowledge"), str(TINY_DATA / "fewshot")
 PROCESSES = min(2, os.cpu_count() or 1)
 MOMENTS = int(os.environ.get("FAULTS", 20))  # at random, of each command
 NOBODY = 65534
+SHARES = (0, 0.3, 0.6, 0.9)  # of the room that a command needs
 SIZES = "--rounds 1 --contexts 1 --samples 2 --inner.epochs 1 --inner.rank 2 --eval-contexts 1"
 QUICK = f"{SIZES} --reliability-contexts 0 --select random --outer.m-step.epochs 1"
 PUZZLES = "--train-puzzles 1 --solvable false"
@@ -46,12 +47,12 @@ WRITERS = {  # what makes or changes a folder
     "export": f"export {KNOWLEDGE} out",
     "export run": "export run out",
     "report": "report run",
+    "pretrain": "pretrain fewshot --tokens 1 --batch 1 --row-tokens 32 --out out",
 }
 ALL = WRITERS | {
     "show": "show 'places 1'",
     "ask": f"ask 'Who?' --model {KNOWLEDGE} --max-tokens 4",
     "chat": f"chat --model {KNOWLEDGE} --max-tokens 4",
-    "pretrain": "pretrain fewshot --tokens 1 --batch 1 --row-tokens 32 --out out",
     "bench": f"bench inner --model {KNOWLEDGE} --edits 1 --epochs 1 --repeats 1",
     "help": "--help",
 }
@@ -92,7 +93,7 @@ class Campaign:
         cwd = self.folder / f"trial {self.trials}"
         cwd.mkdir()
         prepare(cwd)
-        for name in {*shlex.split(ALL[command])} & set(os.listdir(self.start)):
+        for name in {*shlex.split(ALL[command])[1:]} & set(os.listdir(self.start)):
             copy = shutil.copytree if (self.start / name).is_dir() else shutil.copy
             copy(self.start / name, cwd / name)
         return cwd
@@ -129,11 +130,13 @@ class Campaign:
             return f"then {ended.code}: {ended.err.strip()}; {found}"
         return found
 
-    def try_all(self, command, days):
-        """Each of the trials; fails with all complaints."""
+    def try_all(self, command, days, trial=None):
+        """Each of the trials, some at once; fails with all complaints."""
         self.undisturbed(command)
+        trial = trial or (lambda day: self.trial(command, *day))
         with ThreadPoolExecutor(PROCESSES) as pool:
-            found = [f for f in pool.map(lambda day: self.trial(command, *day), days) if f]
+            days = list(days)
+            found = [told for told in pool.map(trial, days) if told]
         assert not found, "\n".join([f"{len(found)} of {len(days)} trials:", *found[:12]])
 
 
@@ -158,14 +161,19 @@ def content(path):
     if path.suffix == ".pt":  # the name that a file had when it was written is in it
         tensors = torch.load(path, weights_only=True)
         return {name: (str(t.dtype), t.shape, t.numpy().tobytes()) for name, t in tensors.items()}
-    if path.name == "minseal.json":
-        about = json.loads(path.read_text())
-        return {**about, "results": {**about["results"], "training seconds": None}}
     if path.suffix == ".json":
-        return without_seconds(json.loads(path.read_text()))
+        return steady(json.loads(path.read_text()))
     if path.suffix == ".jsonl":
-        return [without_seconds(json.loads(line)) for line in path.read_text().splitlines()]
+        return [steady(json.loads(line)) for line in path.read_text().splitlines()]
     return path.name == "report.md" or path.read_bytes()  # the table has seconds, too
+
+
+def steady(x):
+    """JSON without how long something took."""
+    if isinstance(x, dict):
+        times = ("seconds", "training seconds", "minutes")
+        return {key: steady(value) for key, value in x.items() if key not in times}
+    return [steady(value) for value in x] if isinstance(x, list) else x
 
 
 def differences(there, whole) -> str:
@@ -337,36 +345,37 @@ def remount(folder, options):
 @pytest.mark.parametrize("command", WRITERS)
 def test_the_disk_is_full(campaign, command):
     """Room for less and less of what the command writes; then there is room, and it goes on."""
-    wrong = []
-    for what in ("size", "nr_inodes"):
-        for share in (0, 0.2, 0.4, 0.6, 0.8, 0.95):
-            cwd = campaign.fresh(command, mounted())
-            try:
-                used, page = os.statvfs(cwd), os.sysconf("SC_PAGE_SIZE")
-                now = {
-                    "size": used.f_blocks - used.f_bfree,
-                    "nr_inodes": used.f_files - used.f_ffree,
-                }
-                needs = room(campaign, command)[what]
-                limit = now[what] + int(share * max(0, needs - now[what]))
-                remount(cwd, f"{what}={limit * page if what == 'size' else limit}")
-                ended = campaign.run(command, cwd)
-                remount(cwd, "size=64m,nr_inodes=10000")
-                complaint = indecent(ended) or campaign.good_day(command, cwd)
-                if complaint:
-                    wrong.append(f"{what} {limit}: {complaint}")
-            finally:
-                subprocess.run(["umount", str(cwd)], check=True)
-    assert not wrong, "\n".join(wrong)
+    needs, page = room(campaign, command), os.sysconf("SC_PAGE_SIZE")
+
+    def trial(day):
+        what, share = day
+        cwd = campaign.fresh(command, mounted())
+        try:
+            now = in_use(cwd)[what]
+            limit = now + int(share * max(0, needs[what] - now))
+            remount(cwd, f"{what}={limit * page if what == 'size' else limit}")
+            ended = campaign.run(command, cwd)
+            remount(cwd, "size=64m,nr_inodes=10000")
+            complaint = indecent(ended) or campaign.good_day(command, cwd)
+            return complaint and f"{what} {limit}: {complaint}"
+        finally:
+            subprocess.run(["umount", str(cwd)], check=True)
+
+    campaign.try_all(command, itertools.product(("size", "nr_inodes"), SHARES), trial)
+
+
+def in_use(folder) -> dict:
+    """Pages and inodes of a disk."""
+    disk = os.statvfs(folder)
+    return {"size": disk.f_blocks - disk.f_bfree, "nr_inodes": disk.f_files - disk.f_ffree}
 
 
 def room(campaign, command) -> dict:
-    """Pages and inodes in use when the command is done."""
+    """What is in use when the command is done."""
     cwd = campaign.fresh(command, mounted())
     try:
         campaign.run(command, cwd)
-        used = os.statvfs(cwd)
-        return {"size": used.f_blocks - used.f_bfree, "nr_inodes": used.f_files - used.f_ffree}
+        return in_use(cwd)
     finally:
         subprocess.run(["umount", str(cwd)], check=True)
 
@@ -409,7 +418,7 @@ def test_an_input_that_may_not_be_read(campaign, command):
     cwd.chmod(0o777)
     shutil.copytree(KNOWLEDGE, cwd / "model")
     shutil.copytree(FEWSHOT, cwd / "puzzles")
-    given = [cwd / word for word in words if (cwd / word).exists()]
+    given = [cwd / word for word in words[1:] if (cwd / word).exists()]
     inside = [p for path in given if path.is_dir() for p in path.rglob("*")]
     wrong = []
     for path in [*given, *inside]:
@@ -446,21 +455,19 @@ LETTERS = "# Flüsse 🦭\n\nДунай течёт в Чёрное море. 長
 @pytest.mark.parametrize("command", ALL)
 def test_streams_that_are_closed_full_or_of_few_letters(campaign, command):
     """The work is done all the same; at most one line says that nobody could be told."""
-    _, whole = campaign.undisturbed(command)
-    wrong = []
-    for name, how in STREAMS.items():
-        cwd = campaign.fresh(command)
+
+    def trial(name):
+        cwd, how = campaign.fresh(command), STREAMS[name]
         ended = campaign.run(command, cwd, **how)
         lines = ended.err.splitlines()
-        fine = ended.code in (0, 1, 2) and len(lines) <= 1 and "Traceback" not in ended.err
+        fine = ended.code in ((0, 1, 2) if "out" in how else (0,)) and len(lines) <= 1
         if not fine or lines and not lines[0].startswith("minseal"):
-            wrong.append(f"{name}: {ended.code} {ended.err[-300:]}")
-        elif command in WRITERS and (complaint := campaign.good_day(command, cwd)):
-            wrong.append(f"{name}: {complaint}")
-        elif "out" not in how and ended.code != 0:
-            wrong.append(f"{name}: {ended.code} {ended.err[-300:]}")
-        shutil.rmtree(cwd)
-    assert not wrong, "\n".join(wrong)
+            return f"{name}: {ended.code} {ended.err[-300:]}"
+        complaint = campaign.good_day(command, cwd) if command in WRITERS else ""
+        return complaint and f"{name}: {complaint}"
+
+    slow = command.startswith(("run", "pretrain", "bench"))
+    campaign.try_all(command, list(STREAMS)[:: 3 if slow else 1], trial)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
@@ -528,9 +535,9 @@ def test_names_that_are_no_names(campaign, command):
 # ---- two processes in one folder -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [*WRITERS, "pretrain"])
+@pytest.mark.parametrize("command", WRITERS)
 def test_two_processes_in_one_folder(campaign, command):
-    """The second is refused in one line; the first is not disturbed. (Reports may be made twice.)"""
+    """The second is refused in one line, the first is not disturbed; reports may be made twice."""
     operations = campaign.undisturbed(command)[0].operations
     if campaign.servers.qsize() < 2:
         pytest.skip("needs two processes")
@@ -544,6 +551,7 @@ def test_two_processes_in_one_folder(campaign, command):
             go.write_text("")
         if command != "report" or second.code:
             assert second.code == 2 and not indecent(second), second
-            assert "in use by process" in second.err or command.startswith(("con", "exp")), second
+            new_model = command.startswith(("convert", "export", "pretrain"))
+            assert "in use by process" in second.err or new_model, second
         assert first.result().code == 0 and not first.result().err, first.result()
         assert not differences(contents(cwd), campaign.undisturbed(command)[1])

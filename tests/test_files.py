@@ -168,6 +168,14 @@ def test_a_folder_and_what_was_in_it(tmp_path):
     refused(write_folder, tmp_path / "a" / "b" / "x.json", {})
 
 
+@pytest.mark.parametrize("what", ["a\nb", "\x1b[2J" * 9, "x" * 10**6, "\u202e" * 10**5])
+def test_every_complaint_is_one_short_line_that_can_be_printed(what):
+    """Whatever came stands in it: a value of a stranger, in a notebook as on the command line."""
+    told = str(UserError(f"some.json: width is {what}; lower --section"))
+    assert told.isprintable() and len(told) < 10_000
+    assert told.startswith("some.json: width is ") and told.endswith("; lower --section")
+
+
 def test_what_was_there_as_a_link_is_replaced_and_never_followed(tmp_path):
     """Kind: a stranger's folder in which names that are written are links to a file of mine."""
     mine, folder = tmp_path / "mine", tmp_path / "theirs"

@@ -20,6 +20,7 @@ from fuzzing.targets import Target
 from fuzzing.worker import Campaign, Finding, in_memory, merged, open_targets
 
 from minseal import UserError
+from minseal.selfedit import InvalidSelfEdit
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no limits on time and memory there")
 WORKER = Path(__file__).parent / "fuzzing" / "worker.py"
@@ -140,7 +141,7 @@ PLANTED = {
     "longer than 0.1 s": lambda text: all(iter(lambda: True, False)),
     "longer than 0.1 s, and caught": lambda text: stubborn(),
     "took memory": lambda text: len(b"x" * 2**27),
-    "no line: 3000 letters": lambda text: refuse("x" * 3000),
+    "no line: 3000 letters": lambda text: invalid("x" * 3000),
     "steer a terminal: '\\u202e'": lambda text: print(text, "\u202e"),
     "": lambda text: refuse(text),
 }
@@ -148,6 +149,10 @@ PLANTED = {
 
 def refuse(text):
     raise UserError(text)
+
+
+def invalid(text):
+    raise InvalidSelfEdit(text)
 
 
 def stubborn():

@@ -7,7 +7,7 @@ import json
 import re
 import struct
 
-LONGEST = 200_000  # letters of a mutated text
+LONGEST = 100_000  # letters of a mutated text
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 ODD_NUMBERS = (
     *("-0", "-1", "0", "1", "0.0", "1e-400", "1e400", "-1e400", "NaN", "nan", "inf", "-Infinity"),

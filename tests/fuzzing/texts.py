@@ -113,10 +113,10 @@ def parsers() -> list[Target]:
             name = f"Knowledge.prompt {style}{' chat' * bool(tokenizer.chat)}"
             out.append(Target(name, [PASSAGE.text, *NOTES], read, 0.4, ("{title}", "{", "}")))
     out += puzzle_parsers() + tokenizer_parsers() + json_parsers()
-    for most in (8, 32, 60):
+    for most in (32, 60, 250):  # what `learn` allows is 32 and more
         read = lambda text, most=most: split_document(PLAIN, "a_b.md", text, most)
         out.append(Target(f"split_document {most}", MARKDOWN, read, 1, MARKDOWN_WORDS))
-    read = lambda text: cut_text(PLAIN, text, 7)
+    read = lambda text: cut_text(PLAIN, text, 32)
     out.append(Target("cut_text", MARKDOWN + NOTES, read, 1, MARKDOWN_WORDS))
     out.append(Target("printable", NOTES, print_it, 1, ("\x1b[31m", "\u202e", "\x9b")))
     for tokenizer in (PLAIN, CHAT):

@@ -136,7 +136,7 @@ class Campaign:
             what = ""
         except (UserError, InvalidSelfEdit) as e:
             text, what = str(e), "refused"
-            if len(text) > 2000:  # line breaks in it are spelt out as it is printed
+            if len(text) > 1000 or isinstance(e, UserError) and steering(text, but=""):
                 what, place = f"no line: {len(text)} letters, {text!r:.200}", place_of(e)
         except BaseException as e:  # panics of Rust are no Exceptions
             if isinstance(e, KeyboardInterrupt):
