@@ -28,6 +28,7 @@ except ImportError:  # Windows: nobody is kept out
     fcntl = None  # type: ignore[assignment]
 
 OURS = ".minseal-"  # so begins the name of what is there for a while only
+NOTE = f"{OURS}lock"  # says who has locked the folder
 Writer = Callable[[Path], object]  # writes one file at the path that it is given
 
 
@@ -249,7 +250,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path) -> None:
-        note, who = folder / f"{OURS}lock", "another process"
+        note, who = folder / NOTE, "another process"
         try:
             with ExitStack() as keep:
                 keep.callback(_remove, make_folder(folder))
@@ -290,9 +291,11 @@ def hold(folder: Path) -> Lock:
 @contextmanager
 def claim(out: str | Path) -> Iterator[None]:
     """A new folder for a model, ours alone meanwhile. UserError if there is anything in it."""
-    _refuse_what_is_there(Path(out))
-    with hold(Path(out)):
-        _refuse_what_is_there(Path(out))  # another may have come between
+    folder = Path(out)
+    if not (folder / NOTE).exists():  # what a kill left of a lock goes with the next one
+        _refuse_what_is_there(folder)
+    with hold(folder):
+        _refuse_what_is_there(folder)  # another may have come between
         yield
 
 
