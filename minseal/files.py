@@ -100,6 +100,8 @@ def load_tensors(path: str | Path, checksums: bool = False) -> dict[str, Tensor]
     checksums: read it all once and compare; torch does not.
     """
     try:
+        if not os.path.isfile(path):  # to open a pipe would wait for ever
+            raise ValueError("there is no such file")
         with zipfile.ZipFile(path) as file:
             if any(part.compress_type for part in file.infolist()):
                 raise ValueError("its parts are packed, and cannot be mapped")
