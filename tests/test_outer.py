@@ -155,7 +155,7 @@ def test_the_policy_learns_the_lessons_of_the_winners_and_no_others(pretrained):
 
 def test_an_m_step_that_breaks_says_what_to_do_and_leaves_the_policy_as_it_is(pretrained):
     model, tokenizer = pretrained
-    before, config = weights(model), OuterConfig(1, 2, 3, m_step=replace(M_STEP, lr=1e30))
+    before, config = weights(model), OuterConfig(1, 2, 3, m_step=replace(M_STEP, lr=1e18))
     with pytest.raises(UserError, match="m-step.lr"):
         task = short_notes(tokenizer)
         outer_loop(model, task, toy_passages(2, 0), config, INNER, reward=any_reward)
@@ -203,7 +203,7 @@ def test_only_invalid_texts_and_no_texts_at_all_are_no_error(pretrained):
 def test_a_self_edit_on_which_training_breaks_has_reward_zero_and_a_reason(pretrained):
     model, tokenizer = pretrained
     task, contexts = People(tokenizer), toy_passages(2, 0)
-    broken = replace(task.baseline(contexts[0]), lr=1e30, epochs=4)
+    broken = replace(task.baseline(contexts[0]), lr=1e18, epochs=4)
     pairs = [(contexts[0], broken), (contexts[1], task.baseline(contexts[1]))]
     trials = try_out(model, task, pairs, INNER, same_for_all)
     assert [t.reward for t in trials] == [0.0, 0.5]

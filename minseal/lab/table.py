@@ -77,6 +77,8 @@ def row_of(
     rewards = [t.reward for t in step.trials]
     if not rewards:
         raise UserError("it has no trials")
+    if not 0 <= min(rewards) <= max(rewards) <= 1:
+        raise UserError(f"expected rewards from 0 to 1, got {min(rewards)} to {max(rewards)}")
     mean, ci95 = evidence.interval(rewards)
     row = {"arm": step.name, "mean": mean, "ci95": ci95, "gain": None, "gain_ci95": None}
     row |= {"over": None, "seconds": step.seconds, "n": len(rewards)}

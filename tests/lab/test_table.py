@@ -375,10 +375,10 @@ def test_what_makes_no_sense_is_left_out_by_name_and_the_rest_is_shown(
     results = strictly((tmp_path / "r" / "results.json").read_text())
     assert [a["arm"] for a in results["arms"]] == [n for n in ARMS if n not in without]
     assert any(told in line for line in results["left out"])
-    assert "DAMAGED" in text and all(line in text for line in results["left out"])
+    assert "LEFT OUT" in text and all(line in text for line in results["left out"])
 
 
 def test_a_whole_run_leaves_nothing_out(tmp_path):
     run = made_up(tmp_path / "r")
-    assert "DAMAGED" not in write_report(run, KNOWLEDGE)
+    assert "LEFT OUT" not in write_report(run, KNOWLEDGE)
     assert summarise(run, KNOWLEDGE)["left out"] == []
