@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import events, without_seconds
 
-from minseal import InnerConfig, Trial, UserError, exam, load, merge_state, toy_passages
+from minseal import InnerConfig, People, Trial, UserError, exam, load, merge_state, toy_passages
 from minseal.commands.cli import main
 from minseal.experiments.knowledge import KnowledgeConfig, people
-from minseal.lab.lab import EXPERIMENTS, experiment, settings_of, summarise_round, walk
+from minseal.lab.lab import EXPERIMENTS, Lab, experiment, settings_of, summarise_round, walk
 from minseal.lab.plots import matrix
 from minseal.lab.run import Run
 from minseal.lab.table import write_report
@@ -342,3 +342,15 @@ def test_arms_have_names_of_their_own_and_are_over_arms_that_were_measured(lab):
         lab.arm("before", lambda: lab.plain(lab.held_out))
     with pytest.raises(ValueError, match="over 'befroe', which was not measured"):
         lab.arm("after", lambda: lab.plain(lab.held_out), over="befroe")
+
+
+def test_a_model_that_computes_no_numbers_is_refused_before_anything_is_measured(
+    untrained, tmp_path
+):
+    """Each of its weights is a number, so loading sees nothing; every score would be 0."""
+    model, tokenizer = load(untrained)
+    model.norm.weight.data.fill_(3e38)
+    run = Run(tmp_path / "run", {"kind": "test"})
+    with pytest.raises(UserError, match="NaN or infinite"):
+        Lab(model, People(tokenizer), [], toy_passages(1, 0), run)
+    assert not (tmp_path / "run").exists()
