@@ -352,7 +352,7 @@ def test_the_disk_is_full(campaign, command):
         cwd = campaign.fresh(command, mounted())
         try:
             now = in_use(cwd)[what]
-            limit = now + int(share * max(0, needs[what] - now))
+            limit = max(1, now + int(share * max(0, needs[what] - now)))  # 0 is without limit
             remount(cwd, f"{what}={limit * page if what == 'size' else limit}")
             ended = campaign.run(command, cwd)
             remount(cwd, "size=64m,nr_inodes=10000")
