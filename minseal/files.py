@@ -174,6 +174,14 @@ def _remove(paths: list[Path]) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
 
 
+def real_path(path: str | Path) -> Path:
+    """Where all links on the way lead, even in a circle. UserError for what is no name."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as e:
+        raise UserError(f"no file {path}: {first_line(e)}") from None
+
+
 def flush(path: Path) -> None:
     """A file as it is, or the names in a folder, will survive a loss of power."""
     is_folder = path.is_dir()
@@ -280,10 +288,7 @@ HELD: weakref.WeakValueDictionary[Path, Lock] = weakref.WeakValueDictionary()
 
 def hold(folder: Path) -> Lock:
     """The lock of a folder; within a process it is shared."""
-    try:
-        folder = Path(os.path.realpath(folder))
-    except ValueError as e:  # no name of a file
-        raise UserError(f"no folder {folder}: {first_line(e)}") from None
+    folder = real_path(folder)
     lock = HELD.get(folder)
     if lock is None or not lock.release.alive:
         HELD[folder] = lock = Lock(folder)

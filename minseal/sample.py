@@ -79,7 +79,7 @@ def sample(
 
 def choose(logits: Tensor, dice: Tensor, temperature: float, top_p: float) -> Tensor:
     """logits (B, V), dice (B,) in [0, 1) -> tokens (B,), by the cumulative distribution."""
-    if temperature == 0:
+    if temperature < 1e-6:  # 0, or what would divide to infinity
         return logits.argmax(-1)  # (B,)
     probs = torch.softmax(logits.double() / temperature, -1)  # (B, V)
     if top_p < 1:

@@ -1,7 +1,6 @@
 """Documents to learn, and the files that `learn` writes about them: notes.md and exam.json."""
 
 import itertools
-import os
 import re
 from bisect import bisect_right
 from itertools import pairwise
@@ -9,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from ..files import UserError, first_line, need, read_text
+from ..files import UserError, first_line, need, read_text, real_path
 from ..tasks.knowledge import Knowledge, Note, Question, line_of
 from ..tasks.passages import Passage
 from ..tokenizer import Tokenizer
@@ -54,11 +53,16 @@ FORMATS = (
     ("an archive", PACKED, "zip gz tgz tar bz2 xz zst 7z rar", "unpack it"),
     ("a picture", rb"\x89PNG|\xff\xd8\xff|GIF8\da|II\*\0|MM\0\*", "png jpg jpeg gif tif webp", OCR),
     ("subtitles", rb"WEBVTT\b|(\d+\s+)?[\d:]{8}[,.]\d{3} -->", "srt vtt", "keep what is said"),
-    ("UTF-16", rb"\xff\xfe|\xfe\xff", "", "`iconv -f UTF-16 -t UTF-8 {0} > {0}.txt`"),
+    ("UTF-16", rb"\xff\xfe|\xfe\xff", "", "save it in UTF-8 (`iconv -f UTF-16 -t UTF-8 {0}`)"),
     ("a table", rb"(?!)", "csv tsv", "write sentences that say what is in it"),
     ("binary", rb".*\0", "", ""),
 )
-OTHER = ("no UTF-8", b"", "", "`iconv -f WINDOWS-1252 -t UTF-8 {0} > {0}.txt`, or the like")
+OTHER = (
+    "no UTF-8",
+    b"",
+    "",
+    "save it in UTF-8 (`iconv -f WINDOWS-1252 -t UTF-8 {0}`, or the like)",
+)
 
 
 def read_document(path: str) -> str:
@@ -205,7 +209,7 @@ def read_notes(task: Knowledge, path: str) -> Notes:
 def keep_older(path: Path, given: str) -> None:
     """What is there stays beside what comes, notes.md as notes-1.md; but not the file given."""
     try:
-        if path.exists() and os.path.realpath(path) != os.path.realpath(given):
+        if path.exists() and real_path(path) != real_path(given):
             names = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1))
             path.rename(next(name for name in names if not name.exists()))
     except OSError as e:

@@ -6,7 +6,6 @@ any point, the same command goes on; when all was done it learns nothing twice, 
 
 import itertools
 import json
-import os
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +17,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..files import UserError, is_empty, need, read_text, tidy, write_folder, write_text
+from ..files import UserError, is_empty, need, read_text, real_path, tidy, write_folder, write_text
 from ..inner import InnerConfig, OnStep
 from ..lab.lab import OWN, Lab, restore_policy
 from ..lab.run import OtherRun, Run, Step
@@ -180,7 +179,7 @@ def marks(config: LearnConfig) -> list[int]:
 
 def is_same(given: str, path: str | Path) -> bool:
     """Whether an option names this file or folder; without the option it names none."""
-    return bool(given) and os.path.realpath(given) == os.path.realpath(path)
+    return bool(given) and real_path(given) == real_path(path)
 
 
 def is_run(folder: Path) -> bool:

@@ -133,7 +133,8 @@ def write_report(run: Run, experiment: Experiment) -> str:
     """Write results.json, report.md and, with matplotlib, the plots; returns the report's text."""
     results = summarise(run, experiment)
     pictures = plots(run, experiment, results)
-    text = text_report(run, experiment, results)  # says what was left out, pictures included
+    # It says what was left out, pictures included. A Markdown file is looked at in terminals, too.
+    text = printable(text_report(run, experiment, results))
     run.write("results.json", json.dumps(results, indent=1) + "\n")
     shown = "\n".join(f"![{name}]({name})" for name in pictures)
     run.write("report.md", f"# {run.folder.name}\n\n```text\n{text}```\n\n{shown}\n")
