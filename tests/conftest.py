@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,3 +226,15 @@ def without_seconds(x):
     if isinstance(x, dict):
         return {k: without_seconds(v) for k, v in x.items() if k != "seconds"}
     return [without_seconds(v) for v in x] if isinstance(x, list) else x
+
+
+def grows_linearly(work, n):
+    """Whether 4 n take at most 8 times as long as n: caches and noise, but not the square."""
+
+    def seconds(size):
+        start = time.process_time()
+        work(size)
+        return time.process_time() - start
+
+    few, many = (min(seconds(size) for _ in range(3)) for size in (n, 4 * n))
+    return many < 8 * few + 0.05

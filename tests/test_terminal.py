@@ -53,7 +53,8 @@ def test_titles_rules_names_and_errors_reach_the_terminal_spelt_out(tmp_path, ca
     Path("bad.json").write_text(json.dumps([{"title": TITLE, "context": 5}]))
     Path("t.md").write_text(f"# {TITLE}\n\nThe Seine flows through Paris. {TITLE}\n")
     Path("e.json").write_text(json.dumps([{"question": f"Who? {TITLE}", "answer": TITLE}]))
-    notes = f"## Section 1: x\n\nQuestion: What? {TITLE} Answer: The Seine {TITLE}\n"
+    heading = TITLE.split("\r")[0]  # there the line ends
+    notes = f"## Section 1: {heading}\n\nQuestion: What? {TITLE} Answer: The Seine {TITLE}\n"
     Path("n.md").write_text(notes.replace("\r", "").replace("\u2028", ""))
     small = "--rounds 0 --eval-contexts 2 --reliability-contexts 0 --control false --edit-tokens 8"
     model, texts = "--model tiny_data/knowledge", []

@@ -189,28 +189,33 @@ def notes_as_text(sections: list[Passage], notes: Notes) -> str:
     return "\n".join(parts)
 
 
-def read_notes(task: Knowledge, path: str) -> Notes:
-    """The notes in a file that notes_as_text() made."""
-    before, *parts = re.split(r"^## Section (\S*?):.*$", read_text(path), flags=re.MULTILINE)
+def read_notes(task: Knowledge, path: str) -> tuple[Notes, dict[int, str]]:
+    """(the notes, the title of each section) in a file that notes_as_text() made."""
+    before, *parts = re.split(r"^## Section (\S*?):(.*)$", read_text(path), flags=re.MULTILINE)
     if not parts or before.strip():
         told = f"{path} does not begin with a line '## Section 1: ...'"
         raise UserError(f"{told}: expected notes as `minseal learn` writes them")
     notes: Notes = {}
-    for given, text in zip(parts[::2], parts[1::2]):
+    titles: dict[int, str] = {}
+    for given, title, text in zip(parts[::3], parts[1::3], parts[2::3]):
         if not re.fullmatch("0*[1-9][0-9]{0,8}", given):
             told = f"{path} has a line '## Section {given[:20]}:'"
             raise UserError(f"{told}: expected the number of a section, from 1")
         if (number := int(given)) in notes:
             raise UserError(f"{path} holds section {number} twice")
         notes[number] = [task.read_note(line.strip()) for line in text.split("\n") if line.strip()]
-    return notes
+        titles[number] = title.strip()
+    return notes, titles
 
 
-def keep_older(path: Path, given: str) -> None:
-    """What is there stays beside what comes, notes.md as notes-1.md; but not the file given."""
+def keep_older(path: Path, given: str) -> Path | None:
+    """What is there stays beside what comes, notes.md as notes-1.md; but not the file given.
+
+    Returns its new path, if it has one.
+    """
     try:
         if path.exists() and real_path(path) != real_path(given):
             names = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1))
-            path.rename(next(name for name in names if not name.exists()))
+            return path.rename(next(name for name in names if not name.exists()))
     except OSError as e:
         raise UserError(f"cannot give {path} another name: {first_line(e)}") from None

@@ -86,22 +86,24 @@ def learn(
     given_exam = read_questions(config.exam) if config.exam else None
     model, tokenizer = load(config.model, config.device, config.dtype)
     task = Knowledge(tokenizer, grading="contains", topic=False)
-    given_notes = read_notes(task, config.notes) if config.notes else None
+    given_notes, titles = read_notes(task, config.notes) if config.notes else (None, {})
     written = {i: some for i, some in (given_notes or {}).items() if some}
     run, out = open_run(config, [texts, given_exam, written, *marks(config)], say), Path(config.out)
     lab, start = open_lab(config, run, model, task)
     sections = cut_documents(lab, config, texts)
+    check_titles(config, sections, titles)
     words = sum(len(text.split()) for text in texts.values())
     say(f"{words} words in {len(sections)} sections, {lab.policy.size() / 1e6:.1f} M parameters")
 
     notes = write_notes(lab, config, sections) if given_notes is None else given_notes
     edits = make_edits(lab, sections, notes)
-    keep(run, out / "notes.md", config.notes, notes_as_text(sections, notes))
+    keep(run, out / "notes.md", config.notes, notes_as_text(sections, notes), say)
     say(f"notes: {out}/notes.md, {sum(map(len, notes.values()))} of them")
 
     exam = write_exam(lab, sections) if given_exam is None else given_exam
     data = [{"question": question, "answers": list(answers)} for question, answers in exam]
-    keep(run, out / "exam.json", config.exam, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    keep(run, out / "exam.json", config.exam, text, say)
     say(f"exam: {out}/exam.json, {len(exam)} questions")
     if not exam:
         say("no answer that the model wrote stands in the text; give --exam to see what it learns")
@@ -163,7 +165,8 @@ def open_run(config: LearnConfig, read: list[Any], say: Callable[[str], None]) -
             return run
     goes_on = is_same(config.adapter, out) or is_same(config.notes, out / "notes.md")
     if not goes_on and not is_empty(out):
-        ways = f"go on from it with --adapter {out} or --notes {out / 'notes.md'}, or "
+        ways = f"to go on from it --adapter {out}, to learn the same texts anew "
+        ways += f"from edited notes --notes {out / 'notes.md'}, or "
         ways = ways if (out / "notes.md").exists() else ""
         raise UserError(f"{out} is there already and not empty: {ways}choose another --out")
     return Run(out / f"run-{done + 1}", settings, tell, within=out)
@@ -187,12 +190,13 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
 
-def keep(run: Run, path: Path, given: str, text: str) -> None:
+def keep(run: Run, path: Path, given: str, text: str, say: Callable[[str], None]) -> None:
     """Write a file, once in a run; an older one gets another name."""
 
     def write() -> bool:
         if not path.is_file() or read_text(path) != text:  # else a kill came right after it
-            keep_older(path, given)
+            if older := keep_older(path, given):
+                say(f"what was {path} is now {older}")
             write_folder(path.parent, {path.name: write_text(text)})
         return True
 
@@ -238,6 +242,18 @@ def cut_documents(lab: Lab, config: LearnConfig, texts: dict[str, str]) -> list[
         told = f"a section with its prompt and what is written on it needs {longest} tokens"
         raise UserError(f"{told}; the model reads {reads}: lower --section")
     return sections
+
+
+def check_titles(config: LearnConfig, sections: list[Passage], titles: dict[int, str]) -> None:
+    """Refuse the notes of another document: not one of its sections has its title there."""
+    here = {(i, " ".join(s.title.casefold().split())) for i, s in enumerate(sections, 1)}
+    there = {(i, " ".join(title.casefold().split())) for i, title in titles.items()}
+    if there and here.isdisjoint(there):
+        first = f"section {next(iter(titles))} is {next(iter(titles.values()))!r:.60} there"
+        raise UserError(
+            f"{config.notes} has notes on other texts: {first}, section 1 {sections[0].title!r:.60}"
+            " here; give the files that they were written on, or mend the titles"
+        )
 
 
 # ---- notes and exam ------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from ..tasks.grading import Grading
 from ..tasks.knowledge import PROMPTS, Knowledge
 from ..tasks.passages import Passage, read_passages
 from ..tasks.people import KINDS, People, toy_passages
-from ..terminal import say
 from ..tokenizer import Tokenizer
 
 
@@ -84,14 +83,14 @@ def split(config: KnowledgeConfig) -> tuple[list[Passage], list[Passage]]:
     """(to train on, held out): --data is split by seed, the toy world by world_seed."""
     rounds, n = config.outer.rounds, config.eval_contexts or 96
     if config.data:
-        pool = read_passages(config.data, say)
+        pool = read_passages(config.data)
         np.random.default_rng(config.seed).shuffle(pool)
         n = config.eval_contexts or max(1, min(96, len(pool) // 3))
     else:  # people are free: every round has new ones
         pool = toy_passages(rounds * config.outer.contexts + n, config.world_seed)
     train, held_out = pool[n:], pool[:n]
     if config.eval_data:
-        train, held_out = pool, read_passages(config.eval_data, say)[: config.eval_contexts or 96]
+        train, held_out = pool, read_passages(config.eval_data)[: config.eval_contexts or 96]
     if len(held_out) < (config.eval_contexts or 1) or (rounds and not train):
         there = f"{len(train)} to train on, {len(held_out)} to hold out"
         raise UserError(f"there are not enough contexts: {there}; lower --eval-contexts")

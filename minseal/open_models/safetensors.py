@@ -17,8 +17,6 @@ FLOATS = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-
-
 MOST_TENSORS = 2**15
 
 

@@ -267,9 +267,10 @@ def test_notes_come_back_as_they_were_written(tmp_path):
     }
     path = tmp_path / "notes.md"
     path.write_text(notes_as_text(sections, notes))
-    back = read_notes(task, str(path))
+    back, titles = read_notes(task, str(path))
     assert {number: some for number, some in back.items() if some} == notes
     assert list(back) == list(range(1, len(sections) + 1))
+    assert titles == {i: section.title for i, section in enumerate(sections, 1)}
     assert "## Section 1: Rivers\n\nOne note.\nQuestion: What? Answer: This\n" in path.read_text()
 
 

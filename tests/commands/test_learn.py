@@ -153,6 +153,33 @@ def test_learning_goes_on_from_an_adapter(place):
     assert about["learnt before"] == config.out
 
 
+def test_the_notes_of_another_document_are_refused_and_nothing_is_lost(place):
+    """Kind: a file that fits by its numbers and is about something else."""
+    folder, config = place
+    learn(config, [folder / "rivers.md"], list)
+    before = {p: p.read_bytes() for p in (folder / "adapter").rglob("*") if p.is_file()}
+    (folder / "other.md").write_text("# One\n\nIron rusts.\n")
+    notes = replace(config, notes=str(folder / "adapter" / "notes.md"))
+    with pytest.raises(UserError, match="has notes on other texts: section 1 is 'Rivers' there"):
+        learn(notes, [folder / "other.md"], list)
+    assert {p: p.read_bytes() for p in (folder / "adapter").rglob("*") if p.is_file()} == before
+
+
+def test_what_gets_another_name_is_told(place):
+    folder, config = place
+    learn(config, [folder / "rivers.md"], list)
+    mine = folder / "adapter" / "exam.json"
+    mine.write_text(json.dumps([{"question": "Mine?", "answer": "Yes"}]))
+    said = []
+    learn(
+        replace(config, adapter=config.out, seed=1, inner=BRIEF),
+        [folder / "rivers.md"],
+        said.append,
+    )
+    kept = folder / "adapter" / "exam-1.json"
+    assert "Mine?" in kept.read_text() and f"what was {mine} is now {kept}" in said
+
+
 def test_an_adapter_that_goes_on_in_its_own_folder_keeps_the_older_notes(place):
     folder, config = place
     document = [folder / "rivers.md"]
