@@ -10,6 +10,7 @@ held out: it chooses no section and has no say in what is kept, and it is shown 
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,6 @@ from ..lab.run import Run
 from ..lab.table import aligned
 from ..lora import merge_state
 from ..tasks.grading import normalise, score
-from ..tasks.passages import Passage
 from .documents import Notes, notes_as_text
 from .notes import Study, grades_of, keep, make_edits, short, show_steps, write_notes
 
@@ -59,11 +59,11 @@ def refine(
     rows: list[dict[str, Any]] = []
     for number in range(1, passes + 1):
         failed = [i for i, g in enumerate(now.grades) if not g and not is_held_out(i)]
-        places = [find_section(study, i) for i in failed]
+        places = find_sections(study, failed)
         chosen = sorted({place for place in places if place})
         told = f"{len(failed)} questions failed"
         if nowhere := places.count(0):
-            told += f", {nowhere} of them on no section (none holds the answer)"
+            told += f", {nowhere} of them on no section (none shares a word)"
         if not chosen:
             say(f"pass {number}: {told}, so there is nothing to go over")
             break
@@ -95,7 +95,7 @@ def go_over(
     lab.reset()
     edits = make_edits(lab, sections, written)
     pairs = list(zip(sections, edits))
-    import os
+    import os  # noqa
 
     if os.environ.get("REHEARSE") == "1":
         others = make_edits(lab, study.sections, now.notes)
@@ -135,27 +135,23 @@ def is_examined(run: Run, number: int) -> bool:
     return f"pass {number}" in run.steps
 
 
-def find_section(study: Study, question: int) -> int:
-    """The section, from 1, that a question of the exam belongs to; 0: none.
+def find_sections(study: Study, questions: list[int]) -> list[int]:
+    """The section, from 1, that each of these questions of the exam belongs to; 0: none.
 
     Of one that the model wrote it is the section that it was written on. Of a given one it is a
-    guess: of the sections that hold an accepted answer the one, with its title, that shares most
-    words with the question; the first of several.
+    guess: the section, with its title, that shares most words with the question, each counting the
+    less the more sections have it. One that holds an accepted answer goes before one that does not.
     """
-    asked, golds = study.exam[question]
-    if asked in study.written_on:
-        return study.written_on[asked]
-    words = set(normalise(asked).split())
-
-    def shared(section: Passage) -> int:
-        return len(words & set(normalise(f"{section.title}\n{section.text}").split()))
-
-    fit = {
-        number: shared(section)
-        for number, section in enumerate(study.sections, 1)
-        if any(score(section.text, gold, "contains") for gold in golds)
-    }
-    return max(fit, key=fit.__getitem__, default=0)
+    sections, places = study.sections, []
+    words = [set(normalise(f"{s.title}\n{s.text}").split()) for s in sections]
+    having = Counter(word for some in words for word in some)  # sections in which a word stands
+    for asked, golds in (study.exam[i] for i in questions):
+        mine, fits = sorted(set(normalise(asked).split())), [(False, 0.0)]  # that of no section
+        for section, some in zip(sections, words):
+            holds = any(score(section.text, gold, "contains") for gold in golds)
+            fits.append((holds, sum(1 / having[word] for word in mine if word in some)))
+        places.append(study.written_on.get(asked, fits.index(max(fits))))
+    return places
 
 
 def lab_of(lab: Lab, number: int) -> Lab:
