@@ -105,14 +105,16 @@ def learn(
         save_adapter(config.out, lab.policy, state, lora, config.model, about=about)
 
     fresh = not is_examined(lab.run, 1)  # else an adapter that went over it lies there
-    save(state) if fresh else None
+    if fresh:
+        save(state)
     lab.reset()
     merge_state(lab.policy, state)
     after = lab.arm("after", lambda: lab.plain(study.batches()), over="before") if exam else []
     if exam:
         for name, trials in (("before", before), ("after", after)):
             results[name] = sum(grades_of(trials)) / len(exam)
-        save(state) if fresh else None
+        if fresh:
+            save(state)
         say("\n" + compare(exam, before, after))
     if config.refine:
         first = Standing(state, study.notes, grades_of(after))

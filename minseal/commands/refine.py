@@ -61,13 +61,13 @@ def refine(
         failed = [i for i, g in enumerate(now.grades) if not g and not is_held_out(i)]
         places = find_sections(study, failed)
         chosen = sorted({place for place in places if place})
-        told = f"{len(failed)} questions failed"
+        told = f"{len(failed)} of the questions that choose sections failed"
         if nowhere := places.count(0):
             told += f", {nowhere} of them on no section (none shares a word)"
         if not chosen:
-            say(f"pass {number}: {told}, so there is nothing to go over")
+            say(f"pass {number}: {told}: there is nothing to go over")
             break
-        say(f"pass {number}: {told}; sections gone over: {listed(chosen)}")
+        say(f"pass {number}: {told}; going over sections {listed(chosen)}")
         new, row = go_over(study, number, chosen, now, say)
         rows.append(row)
         if row["kept"]:
