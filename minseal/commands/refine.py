@@ -2,7 +2,7 @@
 
 for each pass:
     the sections whose questions failed get new notes, written by the model as it is by now
-    the adapter goes on from where it was, on those notes and sections
+    the adapter goes on from where it was, on these and on all that it learnt before
     the exam decides: more right than before, and the pass is kept; else it is taken back
 
 The questions that choose what is learnt again flatter what comes of it. So every third question is
@@ -93,25 +93,13 @@ def go_over(
     merge_state(lab.policy, now.state)
     written = write_notes(lab, study.prompts, sections)
     lab.reset()
-    edits = make_edits(lab, sections, written)
-    pairs = list(zip(sections, edits))
-    import os  # noqa
-
-    if os.environ.get("REHEARSE") == "1":
-        others = make_edits(lab, study.sections, now.notes)
-        pairs += [
-            (s, e) for i, (s, e) in enumerate(zip(study.sections, others), 1) if i not in chosen
-        ]
-    if os.environ.get("REHEARSE") == "2":
-        others = make_edits(lab, study.sections, now.notes)
-        pairs += list(zip(study.sections, others))
-    edits = [e for _, e in pairs]
-    state = lab.learn_for_good("notes", pairs, now.state, show_steps(say))
-    trials = study.lab.arm(f"pass {number}", lambda: study.lab.plain(study.batches()), over="after")
     notes = {i: list(some) for i, some in now.notes.items()}
     for place, some in ((chosen[i - 1], some) for i, some in written.items()):
-        mine = notes.setdefault(place, [])
-        mine += [note for note in dict.fromkeys(some) if note not in mine]
+        notes[place] = list(dict.fromkeys([*notes.get(place, []), *some]))
+    edits = make_edits(lab, study.sections, notes)  # all of it: what is not repeated is forgotten
+    pairs = list(zip(study.sections, edits))
+    state = lab.learn_for_good("notes", pairs, now.state, show_steps(say))
+    trials = study.lab.arm(f"pass {number}", lambda: study.lab.plain(study.batches()), over="after")
     new = Standing(state, notes, grades_of(trials))
     held_out = sum(map(is_held_out, range(len(now.grades))))
     return new, {

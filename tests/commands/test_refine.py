@@ -30,7 +30,8 @@ EXAM = [
 ]
 NOTES = "## Section 1: Rivers\n\nQuestion: What flows through Paris? Answer: The Seine\n"
 RIGHT = {1: [Question("Where lies Bern?", "on the Aare")]}  # of the first section gone over
-WRONG = {1: [Question("What flows through Paris?", "The Nile")] * 3}
+RIVERS = ("The Nile", "The Rhine", "The Po", "The Ebro", "The Elbe")
+WRONG = {1: [Question("What flows through Paris?", river) for river in RIVERS]}
 
 
 @pytest.fixture
@@ -48,6 +49,13 @@ def place(tmp_path):
         refine=1,
         inner=StudyConfig(lr=5e-3, epochs=20, rank=8),
     )
+
+
+@pytest.fixture
+def brief(place, untrained):
+    """The same, with a model that knows and learns nothing."""
+    folder, config = place
+    return folder, replace(config, model=untrained, inner=StudyConfig(epochs=1, rank=2))
 
 
 def written(monkeypatch, notes):
@@ -105,10 +113,10 @@ def undisturbed():
     ["pass 1 notes, learnt", "pass 1", "pass 1 notes.md", "pass 2 notes, learnt", "refined"],
 )
 def test_killed_before_any_step_it_goes_on_to_the_same_adapter(
-    place, monkeypatch, undisturbed, where
+    brief, monkeypatch, undisturbed, where
 ):
-    folder, config = place
-    config = replace(config, refine=2, inner=replace(config.inner, epochs=12, rank=2))
+    folder, config = brief
+    config = replace(config, refine=2)
     files = ("adapter_model.safetensors", "notes.md")
     step, reached = Run.step, []
 
@@ -118,11 +126,10 @@ def test_killed_before_any_step_it_goes_on_to_the_same_adapter(
             raise KeyboardInterrupt
         return step(run, name, *args)
 
-    # Notes that help in the first pass and in no other one.
+    written(monkeypatch, RIGHT)  # the first pass has more, the second the same: taken back
     monkeypatch.setattr(
-        room, "write_notes", lambda lab, *_: RIGHT if lab.run.prefix == "pass 1 " else WRONG
+        Standing, "right", lambda now, held_out=False: sum(map(len, now.notes.values()))
     )
-    monkeypatch.setattr(Standing, "right", lambda now, held_out=False: len(now.notes))
     if not undisturbed:
         results = learn(replace(config, out=str(folder / "whole")), [folder / "page.md"], list)
         assert [row["kept"] for row in results["passes"]] == [True, False]
@@ -139,10 +146,13 @@ def test_killed_before_any_step_it_goes_on_to_the_same_adapter(
     assert there | {"steps": list(Run(folder / "adapter" / "run-1").steps)} == undisturbed
 
 
-def test_the_same_command_again_only_prints(place, monkeypatch):
+def test_the_same_command_again_only_prints(brief, monkeypatch):
     """And what somebody wrote into the notes afterwards stays."""
-    folder, config = place
+    folder, config = brief
     written(monkeypatch, RIGHT)
+    monkeypatch.setattr(
+        Standing, "right", lambda now, held_out=False: sum(map(len, now.notes.values()))
+    )
     first = learn(config, [folder / "page.md"], list)
     adapter = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
     (folder / "adapter" / "notes.md").write_text(NOTES)
@@ -157,8 +167,8 @@ def test_the_same_command_again_only_prints(place, monkeypatch):
     assert (folder / "adapter" / "run-1" / "events.jsonl").read_bytes() == events
 
 
-def test_the_adapted_model_writes_the_notes_with_other_luck_in_each_pass(place, monkeypatch):
-    folder, config = place
+def test_the_adapted_model_writes_the_notes_with_other_luck_in_each_pass(brief, monkeypatch):
+    folder, config = brief
     seen, write = [], Lab.write
 
     def spy(lab, contexts, draw):
@@ -168,7 +178,7 @@ def test_the_adapted_model_writes_the_notes_with_other_luck_in_each_pass(place, 
         return write(lab, contexts, draw)
 
     monkeypatch.setattr(Lab, "write", spy)
-    config = replace(config, notes="", refine=2, inner=StudyConfig(epochs=1, rank=2, lr=1e-4))
+    config = replace(config, notes="", refine=2)
     learn(config, [folder / "page.md"], list)
     (own, all_of_it, base), *passes = seen
     assert all_of_it == ["Rivers", "Towns"] and len(passes) == 2
@@ -176,13 +186,11 @@ def test_the_adapted_model_writes_the_notes_with_other_luck_in_each_pass(place, 
     assert all(weights != base for *_, weights in passes)
 
 
-def test_what_cannot_be_refined_is_refused(place):
-    folder, config = place
+def test_what_cannot_be_refined_is_refused(brief):
+    folder, config = brief
     with pytest.raises(UserError, match="refine"):
         replace(config, refine=-1)
-    learn(
-        replace(config, refine=0, inner=StudyConfig(epochs=1, rank=2)), [folder / "page.md"], list
-    )
+    learn(replace(config, refine=0), [folder / "page.md"], list)
     own = replace(config, notes=str(folder / "adapter" / "notes.md"))
     before = {p: p.read_bytes() for p in (folder / "adapter").rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="give --notes a copy"):  # it would change under the run
