@@ -108,6 +108,9 @@ class Task:
         """The exam with its right answers, which alone carry loss (rewards.likelihood)."""
         raise NotImplementedError
 
+    def to_read(self, context: Any) -> dict[str, Any] | None:
+        """For a reader: {"text": ..., "exam": [[question, [accepted answer, ...]], ...]}."""
+
     def lesson(self, context: Any, text: str) -> Document:
         """What the M-step learns from one winner: its prompt, then the text, which carries loss.
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..config import from_json, mix_seed
-from ..files import UserError, first_line
+from ..files import UserError, first_line, write_json
 from ..inner import InnerConfig, OnStep, adapt
 from ..lora import merge_state
 from ..model import GPT
@@ -303,7 +303,16 @@ def walk(experiment: Experiment, config: Any, run: Run, say: Callable[[str], Non
     lab = experiment.open(config, run)
     contexts = f"{len(lab.train)} contexts to train on, {len(lab.held_out)} held out"
     say(f"{lab.policy.size() / 1e6:.2f} M parameters, {contexts}")
+    run.at_first["contexts.json"] = lambda path: write_json(readings(lab))(path)
     experiment.walk(lab, config)
+
+
+def readings(lab: Lab) -> dict[str, Any]:
+    """{id: what a context says}, for the report; of a large file the log has only the first."""
+    used = max(1000, lab.outer.rounds * lab.outer.contexts)
+    some = [*lab.held_out, *lab.train[:used]]
+    found = {context.id: lab.task.to_read(context) for context in some}
+    return {id: reading for id, reading in found.items() if reading is not None}
 
 
 def settings_of(experiment: Experiment, config: Any) -> dict[str, Any]:
