@@ -42,12 +42,9 @@ class Reading:
 def read_contexts(run: Run, results: dict[str, Any]) -> Contexts:
     """{id: what a context says}; what cannot be read is left out. An older run has none."""
     path = run.folder / "contexts.json"
-    found = (
-        attempt(results, path.name, lambda: read_json(path, once=True), {})
-        if path.is_file()
-        else {}
-    )
-    out = {}
+    if not path.is_file():
+        return {}
+    found, out = attempt(results, path.name, lambda: read_json(path, once=True), {}), {}
     for id, value in found.items():
         read = lambda: asdict(from_json(Reading, value, f"context {id!r:.60}"))
         if (reading := attempt(results, path.name, read)) is not None:
@@ -74,42 +71,46 @@ def page(
         "title": _text(run.folder.name, one_line=True),
         "table": _table(rows),
         "sentences": "\n".join(f"<li>{_text(s)}</li>" for s in sentences),
-        "blocks": "\n".join(f"<pre>{_text(block)}</pre>" for block in blocks),
+        "blocks": "\n".join(f'<pre class="card">{_text(block)}</pre>' for block in blocks),
         "pictures": "\n".join(_picture(run.folder / name) for name in pictures),
     }
-    used = len(template) + sum(map(len, parts.values()))
+    used = sum(len(text.encode()) for text in (template, *parts.values()))
     parts["data"] = self_edits(run, contexts, MOST_BYTES - used)
     return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], template)
 
 
-def self_edits(run: Run, contexts: Contexts, most: int = MOST_BYTES) -> str:
+def self_edits(run: Run, contexts: Contexts, most: int) -> str:
     """The JSON that the page's script reads: {steering, steps, missing, contexts, trials}.
 
-    A trial is a line, as in events.jsonl; arms come first. most: characters. What is too much is
-    left out from the end, and counted as missing.
+    A trial is a line, as in events.jsonl; arms come first. most: letters in all. What does not
+    fit, or holds no number where one should be, is left out and counted as missing.
     """
     steps = steps_to_read(run)
-    heads = [{"name": name, "arm": is_arm} for is_arm, name in steps]
-    head = {"steering": STEERING.pattern, "steps": heads, "has_contexts": bool(contexts)}
+    names = [{"name": name, "arm": is_arm} for is_arm, name in steps]
+    head = {"steering": STEERING.pattern, "steps": names, "has_contexts": bool(contexts)}
     lines: list[str] = []
     shown: dict[str, str] = {}
     room, missing = most - len(embed(head)) - 100, 0
     for number, trials in enumerate(steps.values()):
         for trial in trials:
             told = {k: v for k, v in vars(trial).items() if v not in (None, [], {})}
-            line, more = embed({"step": number, **told}), ""
-            if trial.context in contexts and trial.context not in shown:
-                more = f"{embed(trial.context)}: {embed(contexts[trial.context])}"
-            if missing or len(line) + len(more) + 4 > room:
+            try:
+                line, context = embed({"step": number, **told}), ""
+            except ValueError:  # NaN, in a run that goes on: none was read back
                 missing += 1
                 continue
-            room -= len(line) + len(more) + 4
+            if trial.context in contexts and trial.context not in shown:
+                context = f"{embed(trial.context)}: {embed(contexts[trial.context])}"
+            if (size := len(line) + len(context) + 4) > room:
+                missing += 1
+                continue
+            room -= size
             lines.append(line)
-            if more:
-                shown[trial.context] = more
+            if context:
+                shown[trial.context] = context
     top = embed({**head, "missing": missing}).removesuffix("}")
-    of_contexts, of_trials = ",\n".join(shown.values()), ",\n".join(lines)
-    return f'{top},\n"contexts": {{\n{of_contexts}}},\n"trials": [\n{of_trials}]}}'
+    texts, edits = ",\n".join(shown.values()), ",\n".join(lines)
+    return f'{top},\n"contexts": {{\n{texts}}},\n"trials": [\n{edits}]}}'
 
 
 def steps_to_read(run: Run) -> dict[tuple[bool, str], list[Trial]]:
