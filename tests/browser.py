@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -32,6 +33,7 @@ class Browser:
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]
+        self.send("Performance.enable", timeDomain="threadTicks")
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
@@ -65,11 +67,9 @@ class Browser:
         self.events.clear()
         self.send("Page.navigate", url="about:blank")
         self.send("Page.navigate", url=f"{path.as_uri()}#{view}")
-        while not any(
-            e.get("method") == "Page.loadEventFired" and self.js("location.protocol") == "file:"
-            for e in self.events
-        ):
-            self.events.append(self.hear())
+        loaded = "performance.getEntriesByType('navigation')[0]?.loadEventEnd > 0"
+        while not self.js(f"location.protocol === 'file:' && {loaded}"):
+            time.sleep(0.02)
 
     def js(self, expression):
         """The value of an expression of JavaScript."""
@@ -84,6 +84,11 @@ class Browser:
         return self.js(
             f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.innerText)"
         )
+
+    def seconds(self):
+        """Of processor time that the page has taken since it was opened, scripts and drawing."""
+        metrics = self.send("Performance.getMetrics")["metrics"]
+        return next(m["value"] for m in metrics if m["name"] == "TaskDuration")
 
     def press(self, key):
         for kind in ("keyDown", "keyUp"):
