@@ -334,7 +334,7 @@ def test_a_self_edit_stands_beside_its_context_with_its_exam(browser, report):
     cells = [browser.texts(f"#trial .exam tr:nth-child({i}) td") for i in (1, 2)]
     assert cells == [["What?", "bread or rye", "bread 1", "✓ 1"], ["Who?", "Ann", "", "✗ 0"]]
     browser.open(report, "is=invalid")
-    assert browser.texts("#trial .invalid") == ["Could not be used: it is \\x1b no self-edit"]
+    assert browser.texts("#trial .invalid") == ["Invalid: it is \\x1b no self-edit"]
     browser.open(report, "is=none")
     assert "Nobody wrote one." in browser.texts("#trial")[0]
 
