@@ -17,6 +17,7 @@ from .model import GPT
 from .selfedit import Document, SelfEdit
 
 Rows = list[list[Document]]  # the documents of one gradient step, packed into rows
+Loss = Callable[[GPT, list[Rows]], Tensor]  # of a gradient step: (K,), each adapter's own
 OnStep = Callable[[int, int, Tensor], None]  # (step, steps, loss of the adapters still training)
 
 
@@ -49,6 +50,7 @@ def adapt(
     seed: int = 0,
     start: dict[str, Tensor] | None = None,
     on_step: OnStep | None = None,
+    loss: Loss | None = None,
 ) -> Adapters:
     """Train one adapter on each of K self-edits, all at once: `with adapt(...) as adapters`.
 
@@ -59,6 +61,7 @@ def adapt(
     `adapters.losses[k]` lists adapter k's loss at every step.
 
     start: an Adapters.state() to go on from, of one adapter or of K. on_step: called after each.
+    loss: another one than next-token prediction, losses() below.
     Raises ValueError if there is no edit, an empty one, or a document longer than the model can
     read; RuntimeError if the model has adapters already. The model is left plain then.
     """
@@ -70,7 +73,7 @@ def adapt(
     try:
         if start:
             adapters.load(start)
-        train(model, adapters, courses, config.decay, on_step)
+        train(model, adapters, courses, config.decay, on_step, loss or losses)
     except BaseException:
         adapters.remove()
         raise
@@ -123,7 +126,12 @@ class Course:
 
 
 def train(
-    model: GPT, adapters: Adapters, courses: list[Course], decay: str, on_step: OnStep | None
+    model: GPT,
+    adapters: Adapters,
+    courses: list[Course],
+    decay: str,
+    on_step: OnStep | None,
+    losses: Loss,
 ) -> None:
     """The steps of adapt(): courses[k] is adapter k's."""
     cohort, most = Cohort(adapters, courses), max(len(course.steps) for course in courses)

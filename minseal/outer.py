@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .config import Settings, mix_seed
 from .files import UserError
-from .inner import InnerConfig, adapt
+from .inner import InnerConfig, Loss, adapt
 from .lora import merge_state
 from .memory import side_by_side
 from .model import GPT
@@ -135,12 +135,13 @@ def try_out(
     seed: int = 0,
     at_once: int = 16,
     memory: float = 0.0,
+    loss: Loss | None = None,
 ) -> list[Trial]:
     """Train an adapter on each (context, self-edit) and give it its reward: a Trial each, in order.
 
     A self-edit is a text of the policy, a SelfEdit, or a function that makes one of the context.
     All adapters start from the weights that `seed` gives, so that luck does not choose among them;
-    the same text for the same context trains one. at_once, memory: see OuterConfig.
+    the same text for the same context trains one. at_once, memory: see OuterConfig; loss: adapt().
     """
     keys = [(c.id, edit if isinstance(edit, str) else id(edit)) for c, edit in pairs]
     trials: dict[tuple, Trial] = {}
@@ -165,7 +166,7 @@ def try_out(
     for group in tqdm(groups, "adapting", leave=False, disable=None, delay=2):
         start = time.time()
         members, contexts, edits = zip(*(valid[i] for i in group))
-        with adapt(student, list(edits), inner, seed) as adapters:
+        with adapt(student, list(edits), inner, seed, loss=loss) as adapters:
             outcomes = reward(student, task, list(contexts), adapters)
         for k, (trial, outcome) in enumerate(zip(members, outcomes)):
             trial.answers, trial.grades = outcome.answers, outcome.grades

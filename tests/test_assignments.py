@@ -1,6 +1,6 @@
-"""The autograder: what hostile answers cost, what results.json holds, many answers, the zip.
+"""The autograder: hostile answers, results.json, many answers, the zip, its self-test.
 
-With the marker `tutorials`: its self-test, mutants and all.
+Each problem is a process that imports torch, so all of it has the marker `tutorials`.
 """
 
 import json
@@ -21,6 +21,7 @@ import marks as marking  # noqa: E402
 import sandbox  # noqa: E402
 import worker  # noqa: E402
 
+pytestmark = pytest.mark.tutorials
 SETS = ["a1", "a2", "a3", "a4", "a5"]
 
 
@@ -115,7 +116,6 @@ def adopted():
     sandbox.adopt()
 
 
-@pytest.mark.tutorials
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_costs_its_own_problem_and_leaves_nothing(small, name, tmp_path):
     mine = tmp_path / "mine"
@@ -356,7 +356,6 @@ def run(*arguments, **how):
     )
 
 
-@pytest.mark.tutorials
 def test_many_answers_are_graded_and_go_on_where_they_were(tmp_path):
     stubs = (FOLDER / "a4_outer_loop" / "answer.py").read_text(encoding="utf-8")
     for student in ("ann", "ben"):
@@ -385,7 +384,6 @@ NO_FOLDER = ["a4", str(FOLDER / "a4_outer_loop" / "answer.py"), "--json", "nowhe
 NONE = ["a4", str(FOLDER), "--secret", "s", "--at-once", "0"]
 
 
-@pytest.mark.tutorials
 def test_many_need_a_secret_and_errors_are_a_line(tmp_path):
     for arguments in (
         ["a4", str(tmp_path)],
@@ -398,7 +396,6 @@ def test_many_need_a_secret_and_errors_are_a_line(tmp_path):
         assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
-@pytest.mark.tutorials
 def test_the_zip_grades_by_itself(tmp_path):
     path = tmp_path / "a4.zip"
     assert run("a4", "--secret", "hush", "--zip", path).returncode == 0
@@ -436,7 +433,6 @@ def test_there_are_forty_mutants_and_five_variants_a_set():
     assert all(len(found[name].VARIANTS) >= 5 for name in SETS[:4])
 
 
-@pytest.mark.tutorials
 @pytest.mark.parametrize("name", SETS)
 def test_the_grader_is_right(name):
     done = run("--self-test", name)

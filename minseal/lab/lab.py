@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..config import from_json, mix_seed
 from ..files import UserError, Writer, first_line, write_json
-from ..inner import InnerConfig, OnStep, adapt
+from ..inner import InnerConfig, Loss, OnStep, adapt
 from ..lora import merge_state
 from ..model import GPT
 from ..outer import Edit, Improve, OuterConfig, Trial, Tried, outer_loop, try_out
@@ -99,16 +99,22 @@ class Lab:
         return sample(self.policy, self.task.tokenizer, prompts, n, self.task.edit_tokens, **how)
 
     def study(
-        self, contexts: list[Any], edits: Edits, seed: int | None = None, reward: Reward = exam
+        self,
+        contexts: list[Any],
+        edits: Edits,
+        seed: int | None = None,
+        reward: Reward = exam,
+        loss: Loss | None = None,
     ) -> list[Trial]:
         """Adapt the policy on each context's self-edit, ask, and throw the adapter away.
 
-        edits: one for each context, or a function that makes it, such as task.oracle.
+        edits: one for each context, or a function that makes it, such as task.oracle. loss: as in
+        adapt().
         """
         edits = [edits] * len(contexts) if callable(edits) else edits
         seed, limits = self.seed if seed is None else seed, (self.outer.at_once, self.outer.memory)
         pairs = list(zip(contexts, edits, strict=True))
-        return try_out(self.policy, self.task, pairs, self.inner, reward, seed, *limits)
+        return try_out(self.policy, self.task, pairs, self.inner, reward, seed, *limits, loss)
 
     def study_own(self, contexts: list[Any]) -> list[Trial]:
         """The policy's own self-edits, one of each context."""

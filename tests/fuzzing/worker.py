@@ -82,6 +82,7 @@ class Campaign:
 
     def __post_init__(self) -> None:
         signal.signal(signal.SIGPROF, self._too_long)
+        forget_most_memory()
         self.peak = most_memory()
 
     def _too_long(self, *_: Any) -> None:
@@ -152,9 +153,8 @@ class Campaign:
         if grown > MEMORY:
             what = f"took memory: {grown / 1e9:.1f} GB"
             self.high = max(self.high, self.peak + grown)
-            with suppress(OSError):  # Linux: count anew; else the next must take more
-                Path("/proc/self/clear_refs").write_text("5")
-            self.peak = max(self.peak, most_memory())
+            forget_most_memory()
+            self.peak = most_memory()
         return what, place, seconds
 
     def note(self, finding: Finding) -> None:
@@ -177,6 +177,12 @@ def steering(text: str, but: str = "\n\t") -> str:
         if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
         or unicodedata.bidirectional(c) in bidi
     )
+
+
+def forget_most_memory() -> None:
+    """Count anew, on Linux; elsewhere an input must take more than all before it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def most_memory() -> int:

@@ -442,7 +442,9 @@ def origin(made, puzzle):
 
 
 @pytest.mark.parametrize(
-    "groups", [(), ("basic",), {"size", "chain"}, ("repeat", "size"), tuple(GROUPS)], ids=str
+    "groups",
+    [(), ("basic",), {"size", "chain"}, ("repeat", "size"), tuple(GROUPS)],
+    ids=lambda groups: " ".join(sorted(groups)) or "none",
 )
 def test_draw_training_puzzles_are_augmented_demonstrations_and_never_the_test(groups):
     puzzle = random_puzzle(np.random.default_rng(13))
