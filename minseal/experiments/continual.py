@@ -35,7 +35,7 @@ class ContinualConfig(ModelConfig):
     orders: int = 16  # how often it is done, each time with other passages
     stages: int = 8  # passages that are learnt one after another
     policy: str = ""  # a folder of `minseal run knowledge`: own notes before and after it
-    inner: InnerConfig = InnerConfig()
+    inner: InnerConfig = InnerConfig(lr=4e-3, epochs=5)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,7 +22,7 @@ class Before:
     texts: documents of the kind that pretraining showed; questions: about general knowledge.
     """
 
-    def __init__(self, model: GPT, task: People, texts: int = 24, questions: int = 44) -> None:
+    def __init__(self, model: GPT, task: People, texts: int = 8, questions: int = 44) -> None:
         self.model, self.task = model, task
         self.weights = {name: w.clone() for name, w in model.state_dict().items()}
         rng, tokenizer = np.random.default_rng(2509_04259), task.tokenizer
