@@ -6,7 +6,7 @@ import numpy as np
 
 from ..inner import InnerConfig
 from ..lab.lab import Lab, experiment, restore_policy
-from ..outer import OuterConfig, Trial, outer_loop
+from ..outer import OuterConfig, Trial
 from ..selfedit import SelfEdit
 from ..tasks.corpus import Corpus, Group
 from ..tasks.passages import Passage
@@ -68,8 +68,7 @@ def corpus(lab: Lab, config: CorpusConfig) -> None:
     if config.policy:
         restore_policy(lab.policy, config.policy)
     else:
-        setting = lab.policy, task, lab.train, lab.outer, lab.inner
-        outer_loop(*setting, seed=lab.seed, step=lab.run.under("policy", loop="policy").step)
+        lab.outer_loop("policy")
     wrote = {}
     for who in reversed(WRITERS):
         one = lab.step(who, lambda: lab.write_many(held_out, 1, "one"))
