@@ -168,7 +168,7 @@ def content(path):
         return steady(json.loads(path.read_text()))
     if path.suffix == ".jsonl":
         return [steady(json.loads(line)) for line in path.read_text().splitlines()]
-    return path.name == "report.md" or path.read_bytes()  # the table has seconds, too
+    return path.name in ("report.md", "report.html") or path.read_bytes()  # they have seconds, too
 
 
 def steady(x):
