@@ -113,6 +113,7 @@ def distil(lab: Lab, config: DistilConfig) -> None:
         arm(f"own {own}", lines, "passage only")
         arm(f"own {own}, distilled", lines, f"own {own}", hard=False)
     arm("own notes, likeliest token", notes, "own notes", hard=True)
-    lab.arm("oracle notes", lambda: lab.study(held_out, task.oracle), over="passage only")
+    oracle = lambda passage: count_tokens(task.oracle(passage), lab.inner)
+    lab.arm("oracle notes", lambda: lab.study(held_out, oracle), over="passage only")
     in_context = lambda: lab.plain(held_out, in_context=True)
     lab.arm("passage in context", in_context, over="no adaptation")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import events, without_seconds
+from mutations import reports_of_mutations
 
 from minseal import InnerConfig, OuterConfig, People, SelfEdit, UserError, adapt, exam, toy_passages
 from minseal.experiments.corpus import CorpusConfig, together
@@ -147,6 +148,12 @@ def test_stopped_and_resumed_gives_the_same(finished, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             go(config, tmp_path / "run", stop_at(n))
     assert without_seconds(go(config, tmp_path / "run")[1]) == without_seconds(results)
+
+
+def test_a_run_that_somebody_edited_is_reported_in_part_or_refused(finished, tmp_path, monkeypatch):
+    """Kind: a damaged run folder. Seeded mutations of its files; never another exception."""
+    counts = reports_of_mutations(finished[1].folder, tmp_path / "m", 15, monkeypatch)
+    assert sum(counts.values()) == 15, counts
 
 
 def test_a_policy_that_was_taught_elsewhere_writes_the_same(finished, tmp_path):
