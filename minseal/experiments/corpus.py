@@ -23,7 +23,7 @@ class CorpusConfig(PassageConfig):
     """Many passages in one adapter, and the wall of data: more and more self-edits of each."""
 
     eval_contexts: int | None = 64  # held-out passages, in adapters of 1, 4, 16 and 64
-    wall: int = 32  # of these, the ones that get up to 16 self-edits each
+    wall: int = 16  # of these, the ones that get up to 16 self-edits each
     policy: str = ""  # a folder of `minseal run knowledge` that taught it; else that is done here
     inner: InnerConfig = InnerConfig(epochs=3, batch=16)
     outer: OuterConfig = OuterConfig(rounds=2, contexts=48, samples=6)
