@@ -150,12 +150,14 @@ def test_stopped_and_resumed_gives_the_same(finished, tmp_path):
     assert without_seconds(go(config, tmp_path / "run")[1]) == without_seconds(results)
 
 
+@pytest.mark.slow
 def test_a_run_that_somebody_edited_is_reported_in_part_or_refused(finished, tmp_path, monkeypatch):
     """Kind: a damaged run folder. Seeded mutations of its files; never another exception."""
     counts = reports_of_mutations(finished[1].folder, tmp_path / "m", 15, monkeypatch)
     assert sum(counts.values()) == 15, counts
 
 
+@pytest.mark.slow
 def test_a_policy_that_was_taught_elsewhere_writes_the_same(finished, tmp_path):
     """A run's own outer loop, given as --policy."""
     config, run, results = finished
