@@ -42,6 +42,8 @@ WRITERS = {  # what makes or changes a folder
     "run ttt": f"run ttt --model {FEWSHOT} --out out {TTT}",
     "learn": f"learn page.md --model {KNOWLEDGE} --epochs 1 --out out --exam exam.json",
     "learn on": f"learn page.md --model {KNOWLEDGE} --epochs 1 --adapter adapter --out adapter",
+    "learn refined": f"learn page.md --model {KNOWLEDGE} --epochs 1 --out out --exam exam.json "
+    "--prompts notes --refine 1",
     "convert": "convert theirs out",
     "convert GGUF": "convert theirs.gguf out",
     "export": f"export {KNOWLEDGE} out",

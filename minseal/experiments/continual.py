@@ -1,13 +1,12 @@
 """`minseal run continual`: passages learnt one after another, for good. What is left of the first?
 
-Every stage trains an adapter on one more passage and merges it (paper section 5, figure 6). The
-notes are the exam's questions with their answers, what a perfect policy would write: measured is
-what is forgotten, not what is written. With --policy, the policy of a `run knowledge` and the
-untaught one write their own, too.
+Every stage trains an adapter on one more passage and merges it (paper section 5). The notes are
+the exam's questions with their answers, what a perfect policy would write: measured is what is
+forgotten, not what is written. With --policy, that policy and the untaught one write their own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,7 @@ from ..lab.run import Run
 from ..open_models.load import load
 from ..outer import Trial
 from ..rewards import exam
-from ..selfedit import Document, InvalidSelfEdit, SelfEdit
-from ..tasks.knowledge import Question
+from ..selfedit import Document, SelfEdit
 from ..tasks.passages import Passage
 from ..tasks.people import People, toy_passages
 from .continual_report import columns, conclude, describe, notes, plot_kl, plot_matrices
@@ -36,7 +34,7 @@ class ContinualConfig(ModelConfig):
     world_seed: int = 0  # which people the toy world holds
     orders: int = 16  # how often it is done, each time with other passages
     stages: int = 8  # passages that are learnt one after another
-    policy: str = ""  # a folder of `minseal run knowledge`: its notes, and those before it
+    policy: str = ""  # a folder of `minseal run knowledge`: own notes before and after it
     inner: InnerConfig = InnerConfig()
 
     def __post_init__(self) -> None:
@@ -44,9 +42,7 @@ class ContinualConfig(ModelConfig):
         self.at_least(seed=0, world_seed=0, orders=1, stages=2)
 
 
-Write = Callable[[Lab, Passage], SelfEdit]
-
-
+Write = Callable[[Passage], SelfEdit]
 PULL = 0.01  # found on other passages: more keeps the model from learning
 WAYS = {
     "sequential": Way(),
@@ -61,24 +57,14 @@ WAYS = {
 
 
 def world(config: ContinualConfig, run: Run) -> Lab:
-    """The model; held out: each order's passages, one order after another."""
+    """The model; held out: each order's passages, one order after another.
+
+    Their oracle's notes are the exam's questions with their answers.
+    """
     policy, tokenizer = load(config.model, config.device, config.dtype)
-    held_out = toy_passages(config.orders * config.stages, config.world_seed)
+    passages = toy_passages(config.orders * config.stages, config.world_seed)
+    held_out = [replace(passage, oracle=()) for passage in passages]
     return Lab(policy, People(tokenizer), [], held_out, run, config.inner, seed=config.seed)
-
-
-def perfect(lab: Lab, passage: Passage) -> SelfEdit:
-    """The exam's questions with their answers, and the passage."""
-    right = [Question(question, golds[0]) for question, golds in passage.questions]
-    return lab.task.edit(passage, right)
-
-
-def own(lab: Lab, passage: Passage) -> SelfEdit:
-    """What the policy writes as it is now, and the passage."""
-    try:
-        return lab.task.parse(passage, *lab.write([passage]))
-    except InvalidSelfEdit:
-        return lab.task.baseline(passage)
 
 
 def live(
@@ -91,7 +77,7 @@ def live(
     left = {"scores": [sit()], "general": [before.general_knowledge()], "kl": [before.kl()]}
     earlier: list[Document] = []
     for stage, passage in enumerate(passages):
-        edit, seed = write(lab, passage), mix_seed(lab.seed, order, stage)
+        edit, seed = write(passage), mix_seed(lab.seed, order, stage)
         way.learn(lab.policy, edit, earlier, lab.inner, before, seed)
         earlier += edit.documents
         left["scores"].append(sit())
@@ -113,29 +99,33 @@ def live(
 )
 def continual(lab: Lab, config: ContinualConfig) -> None:
     """Passages learnt one after another, for good: what is left of the first, and of all else?"""
-    orders = range(config.orders)
+    task, orders, n = lab.task, range(config.orders), config.stages
+
+    def means(scores: list[list[float]]) -> list[Trial]:
+        return [
+            Trial(f"order {i + 1}", float(np.mean(scores[i])), grades=scores[i]) for i in orders
+        ]
+
+    def unedited() -> list[Trial]:
+        rewards = [trial.reward for trial in lab.plain(lab.held_out)]
+        return means([rewards[i * n : (i + 1) * n] for i in orders])
 
     def measure(name: str, way: Way, write: Write, before: Before) -> None:
         lives = [
             lab.step(f"{name}, order {i + 1}", lambda: live(lab, config, way, write, before, i))
             for i in orders
         ]
-        if not lab.measured:
-            unedited = [life["scores"][0] for life in lives]
-            lab.arm("no adaptation", lambda: trials(unedited))
-        last = [life["scores"][-1] for life in lives]
-        lab.arm(name, lambda: trials(last), over="no adaptation")
+        lab.arm(name, lambda: means([life["scores"][-1] for life in lives]), over="no adaptation")
 
-    def trials(scores: list[list[float]]) -> list[Trial]:
-        return [
-            Trial(f"order {i + 1}", float(np.mean(s)), grades=s) for i, s in zip(orders, scores)
-        ]
+    def own(passage: Passage) -> SelfEdit:
+        return task.edit(passage, task.notes(*lab.write([passage])))
 
-    before = Before(lab.policy, lab.task)
+    lab.arm("no adaptation", unedited)
+    before = Before(lab.policy, task)
     for name, way in WAYS.items():
-        measure(name, way, perfect, before)
-    if config.policy:
+        measure(name, way, task.oracle, before)
+    if config.policy:  # the same writer throughout, as it is after what it learnt
         measure("own notes, untaught", Way(), own, before)
         lab.reset()
         restore_policy(lab.policy, config.policy)
-        measure("own notes, taught", Way(), own, Before(lab.policy, lab.task))
+        measure("own notes, taught", Way(), own, Before(lab.policy, task))

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..files import UserError
 from ..inner import InnerConfig, Loss, Rows, adapt, losses, pack, to_tensors
 from ..lora import LoRALinear
 from ..model import GPT
@@ -92,12 +93,17 @@ class Way:
         before: Before,
         seed: int,
     ) -> None:
-        """Train an adapter on the self-edit, with what is replayed beside it, and merge it."""
+        """Train an adapter on the self-edit, with what is replayed beside it, and merge it.
+
+        earlier: the documents of all self-edits before. Raises UserError if training fails.
+        """
         inner = replace(inner, lr=self.rate * inner.lr)
         documents = [*edit.documents, *(earlier if self.notes else ())]
         documents += before.own_samples(self.samples, seed)
         loss = before.pull(self.pull) if self.pull else None
         with adapt(model, [SelfEdit(tuple(documents))], inner, seed, loss=loss) as adapters:
+            if adapters.failed:
+                raise UserError(f"training: {adapters.failed[0]}; try a lower --inner.lr")
             state = adapters.state()
             adapters.load({**state, "scale": self.merge * state["scale"]})
             adapters.merge()
