@@ -3,7 +3,7 @@
 import textwrap
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..lab.lab import CONTROL, SEAL, Lab, experiment
 from ..lab.run import Run, Step
 from ..open_models.load import load
 from ..outer import OuterConfig, Trial
+from ..selfedit import SelfEdit
 from ..tasks.grading import Grading
 from ..tasks.knowledge import PROMPTS, Knowledge
 from ..tasks.passages import Passage, read_passages
@@ -23,8 +24,8 @@ from ..tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class KnowledgeConfig(ModelConfig):
-    """SEAL for knowledge: from no adaptation to the passage in context, outer loop, control."""
+class PassageConfig(ModelConfig):
+    """Which passages, which model, and how it is asked: what people() opens a Lab from."""
 
     model: str = "tiny_data/knowledge"  # a folder (minseal's own or Hugging Face's), GGUF, hub id
     seed: int = 0  # of sampling, of the adapters' first weights, of the split
@@ -32,39 +33,50 @@ class KnowledgeConfig(ModelConfig):
     data: str = ""  # passages instead of the toy world: SQuAD's JSON, a flat list of it, or JSONL
     eval_data: str = ""  # held-out passages from a file of their own; otherwise they are split off
     eval_contexts: int | None = None  # held-out contexts; None: 96, or a third of --data
-    reliability_contexts: int = 16  # contexts of round 1 that are run twice more: is it luck?
     grade: Grading = "exact"  # after SQuAD's normalisation
     prompt: str = "notes"  # how the policy is asked: a prompt of tasks/knowledge.py
-    other_prompts: tuple[str, ...] | None = None  # measured untrained, too; "none" or the usual
     edit_tokens: int = 192  # longest self-edit
-    control: bool = True  # run the control: same M-step, winners drawn at random
     inner: InnerConfig = InnerConfig()
-    outer: OuterConfig = OuterConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(seed=0, world_seed=0, edit_tokens=1, eval_contexts=1, reliability_contexts=0)
+        self.at_least(seed=0, world_seed=0, edit_tokens=1, eval_contexts=1)
         if self.eval_data and not self.data:
             raise UserError("--eval-data needs --data: the toy world holds out people of its own")
         if unknown := [p for p in (self.prompt, *other_styles(self)) if p not in PROMPTS]:
             raise UserError(f"no prompt {unknown[0]!r}; expected some of {', '.join(PROMPTS)}")
 
 
-def other_styles(config: KnowledgeConfig) -> list[str]:
+@dataclass(frozen=True)
+class KnowledgeConfig(PassageConfig):
+    """SEAL for knowledge: from no adaptation to the passage in context, outer loop, control."""
+
+    reliability_contexts: int = 16  # contexts of round 1 that are run twice more: is it luck?
+    other_prompts: tuple[str, ...] | None = None  # measured untrained, too; "none" or the usual
+    control: bool = True  # run the control: same M-step, winners drawn at random
+    outer: OuterConfig = OuterConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(reliability_contexts=0)
+
+
+def other_styles(config: PassageConfig) -> list[str]:
     """The prompts beside config.prompt whose untrained notes are measured."""
     usual = ("implications", "rewrite", "self-qa") if config.data else ()
-    names = usual if config.other_prompts is None else config.other_prompts
+    given = getattr(config, "other_prompts", ())
+    names = usual if given is None else given
     return [style for style in dict.fromkeys(names) if style != config.prompt]
 
 
-def task_of(config: KnowledgeConfig, tokenizer: Tokenizer, style: str) -> Knowledge:
+def task_of(config: PassageConfig, tokenizer: Tokenizer, style: str) -> Knowledge:
     """The task in one prompt style: the toy world's people, or any passages."""
     task = (Knowledge if config.data else People)(tokenizer, style, config.grade)
     task.edit_tokens = config.edit_tokens
     return task
 
 
-def people(config: KnowledgeConfig, run: Run) -> Lab:
+def people(config: PassageConfig, run: Run) -> Lab:
     """The model, and passages: disjoint ones to train on and to hold out."""
     policy, tokenizer = load(config.model, config.device, config.dtype)
     task = task_of(config, tokenizer, config.prompt)
@@ -76,18 +88,20 @@ def people(config: KnowledgeConfig, run: Run) -> Lab:
         if n > (reads := policy.config.block_size):
             told = f"passage {passage.id!r} needs {n} tokens with what is written after it"
             raise UserError(f"{told}; the model reads {reads}: lower --edit-tokens")
-    return Lab(policy, task, train, held_out, run, config.inner, config.outer, config.seed)
+    outer = getattr(config, "outer", OuterConfig())
+    return Lab(policy, task, train, held_out, run, config.inner, outer, config.seed)
 
 
-def split(config: KnowledgeConfig) -> tuple[list[Passage], list[Passage]]:
+def split(config: PassageConfig) -> tuple[list[Passage], list[Passage]]:
     """(to train on, held out): --data is split by seed, the toy world by world_seed."""
-    rounds, n = config.outer.rounds, config.eval_contexts or 96
+    outer = getattr(config, "outer", OuterConfig(rounds=0))
+    rounds, n = outer.rounds, config.eval_contexts or 96
     if config.data:
         pool = read_passages(config.data)
         np.random.default_rng(config.seed).shuffle(pool)
         n = config.eval_contexts or max(1, min(96, len(pool) // 3))
     else:  # people are free: every round has new ones
-        pool = toy_passages(rounds * config.outer.contexts + n, config.world_seed)
+        pool = toy_passages(rounds * outer.contexts + n, config.world_seed)
     train, held_out = pool[n:], pool[:n]
     if config.eval_data:
         train, held_out = pool, read_passages(config.eval_data)[: config.eval_contexts or 96]
@@ -98,6 +112,23 @@ def split(config: KnowledgeConfig) -> tuple[list[Passage], list[Passage]]:
         first = min(both)[:60]
         raise UserError(f"{len(both)} passages are in training and eval data, such as {first!r}")
     return train, held_out
+
+
+def count_tokens(edit: SelfEdit, inner: InnerConfig) -> SelfEdit:
+    """The same self-edit, its tokens that carry loss counted over all epochs: for tokens()."""
+    n = sum(w != 0 for document in edit.documents for w in document.weights[1:])
+    return replace(edit, chose={**edit.chose, "tokens": n * (edit.epochs or inner.epochs)})
+
+
+def tokens(run: Run, step: Step) -> dict[str, Any]:
+    """Tokens that each context of an arm was trained on: the mean, where they were counted."""
+    counts = [t.chose["tokens"] for t in step.trials if "tokens" in t.chose]
+    return {"tokens": sum(counts) / len(counts) if counts else None}
+
+
+def tokens_column(results: dict[str, Any]) -> tuple[list[str], Callable]:
+    """The column for them."""
+    return ["tokens"], lambda a: [f"{a['tokens']:.0f}" if a["tokens"] else ""]
 
 
 def mix(run: Run, step: Step) -> dict[str, Any]:
