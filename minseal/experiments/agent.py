@@ -14,7 +14,7 @@ from ..lab.run import Run, Step
 from ..open_models.load import load
 from ..outer import Trial
 from ..tasks.people import People
-from .streams import AGES, EVERY, draw_stream, live
+from .streams import AGES, EVERY, draw_stream, last_quarter, live
 
 COLUMNS = ("1 ago", "8 ago", "corrected", "general", "kept")
 
@@ -27,7 +27,7 @@ class AgentRunConfig(ModelConfig):
     seed: int = 0  # of the people, of sampling, of the adapters' first weights
     streams: int = 8  # lives, each with people of its own
     interactions: int = 64  # of a life: every fourth tells something, the others ask
-    window: int = 2  # so many texts, those told last, the agent without edits has in view
+    window: int = 1  # texts in view of an agent without edits, the newest; it misreads two
     agent: AgentConfig = AgentConfig()
 
     def __post_init__(self) -> None:
@@ -46,21 +46,16 @@ def open_streams(config: AgentRunConfig, run: Run) -> Lab:
 def describe(run: Run, step: Step) -> dict[str, Any]:
     """Means over the streams: by age after each thing told, general knowledge, edits kept."""
     lives = [t.chose for t in step.trials]
-    ages = {age: np.array([life["ages"][str(age)] for life in lives], float) for age in AGES}
-    ages = {
-        age: np.nanmean(x[:, back:], 0).tolist()
-        for (age, x), back in zip(ages.items(), AGES.values())
-    }
-    last = {f"{age} ago": float(np.mean(x[-len(ages[1]) // 4 :])) for age, x in ages.items()}
+    over_time = np.array([life["ages"] for life in lives], float)  # (streams, things told, ages)
+    last = np.mean([last_quarter(life["ages"]) for life in lives], 0).tolist()
     more = {k: float(np.mean([v[k] for v in lives])) for k in ("corrected", "kept", "told")}
     general = np.mean([life["general"] for life in lives], 0).tolist()
-    return {
-        **last,
-        **more,
-        "general": general[-1],
-        "over time": ages,
-        "general by quarter": general,
+    more |= {"general": general[-1], "general by quarter": general}
+    ages = {
+        age: np.nanmean(over_time[:, back:, k], 0).tolist()
+        for k, (age, back) in enumerate(AGES.items())
     }
+    return dict(zip((f"{age} ago" for age in AGES), last)) | more | {"over time": ages}
 
 
 def columns(results: dict[str, Any]) -> tuple[list[str], Callable]:

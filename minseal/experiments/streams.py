@@ -1,7 +1,7 @@
 """Lives of agents in the toy world: what they are told, what they are asked, how often right."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..tasks.people import ATTRIBUTES, Person, draw_people, probes, question_lin
 
 EVERY = 4  # interactions: something is told in the first, three questions are asked in the others
 AGES = {1: 0, 8: 2, 32: 8}  # so many interactions ago -> so many things told since
+LONGEST = 8  # tokens of an answer
 KINDS = ("passage", "passage", "fact", "correction")  # what is told, one after another
 
 
@@ -60,29 +61,35 @@ def live(lab: Lab, stream: Stream, agent: Agent | None = None, window: int = 0) 
     window: so many texts, those told last, stand before every question.
     """
     start, tells, task = time.time(), stream.tells, lab.task
-    general = [(ids, answer) for ids, answer in probes(task.tokenizer)["general knowledge"]]
     facts: dict[str, tuple[str, int]] = {}  # question -> (its answer now, when it was told)
+    general = probes(task.tokenizer)["general knowledge"]
 
-    def right(asked: list[tuple[list[int], str]]) -> float:
-        how = dict(max_tokens=task.answer_tokens, temperature=0, stop=task.stop)
+    def grades(asked: list[tuple[list[int], str]]) -> list[float]:
+        how = dict(max_tokens=LONGEST, temperature=0, stop=task.stop)
         texts = sample(lab.policy, task.tokenizer, [ids for ids, _ in asked], **how)
-        return float(np.mean([said.strip() == a for (said,), (_, a) in zip(texts, asked)]))
+        return [float(said.strip() == answer) for (said,), (_, answer) in zip(texts, asked)]
 
-    def about(now: int, which: Callable[[int], bool]) -> list[tuple[list[int], str]]:
+    def right(now: int, which: Callable[[int], Any], of: Sequence[Any]) -> list[float | None]:
+        """The share of right answers, after `now`, on the facts whose which(told when) is in of."""
         view = "".join(f"{text}\n" for text, *_ in tells[: now + 1][-window:] if window)
-        asked = [(q, answer) for q, (answer, at) in facts.items() if which(at)]
-        return [(task.tokenizer.begin(view + question_line(q)), a) for q, a in asked]
+        asked = [(q, a, which(at)) for q, (a, at) in facts.items() if which(at) in of]
+        ids = [(task.tokenizer.begin(view + question_line(q)), a) for q, a, _ in asked]
+        graded = list(zip(grades(ids), (group for *_, group in asked)))
+        groups = [[grade for grade, group in graded if group == g] for g in of]
+        return [float(np.mean(group)) if group else None for group in groups]
 
-    ages: dict[str, list[float | None]] = {str(age): [] for age in AGES}
-    out: dict[str, Any] = {"ages": ages, "general": [], "kept": 0, "told": len(tells)}
+    out: dict[str, Any] = {"ages": [], "general": [], "kept": 0, "told": len(tells)}
     for i, (text, answers, _) in enumerate(tells):
         facts |= {question: (answer, i) for question, answer in answers.items()}
         out["kept"] += agent.learn(text).kept if agent else 0
-        for age, back in AGES.items():
-            asked = about(i, lambda at: at == i - back)
-            ages[str(age)].append(right(asked) if asked else None)
+        out["ages"].append(right(i, lambda at: i - at, [*AGES.values()]))
         if (i + 1) % (len(tells) // 4) == 0:
-            out["general"].append(right(general))
-    out["corrected"] = right(about(len(tells) - 1, lambda at: tells[at][2]))
-    out["score"] = float(np.nanmean(np.array(ages["32"][-(len(tells) // 4) :], float)))
+            out["general"].append(float(np.mean(grades(general))))
+    (out["corrected"],) = right(len(tells) - 1, lambda at: tells[at][2], [True])
+    out["score"] = last_quarter(out["ages"])[-1]
     return out | {"seconds": round(time.time() - start, 1)}
+
+
+def last_quarter(ages: list[list[float | None]]) -> list[float]:
+    """The mean share of right answers for each age in the last quarter of a life."""
+    return np.nanmean(np.array(ages[-(len(ages) // 4) :], float), 0).tolist()

@@ -73,7 +73,7 @@ class AgentConfig(Settings):
     samples: int = 16  # questions that it asks itself about what it is told
     sure: float = 0.7  # an answer counts that is so likely, or stands in the text
     gate: bool = True  # keep an edit only if the rehearsal exam does not get worse
-    tolerance: float = 0.05  # by so much the likelihood of older answers may fall
+    tolerance: float = 0.15  # by so much the likelihood of older answers may fall
     exam: int = 16  # questions of the exam on older edits, and on what it knew; of more, a sample
     replay: int = 8  # so many of each are trained on again with a new edit
     seed: int = 0  # of all that is drawn
@@ -120,7 +120,7 @@ class Agent:
         start, config, rng = time.time(), self.config, np.random.default_rng(self.seed("replay"))
         edit, state = Edit(text, self.own_questions(text)), {}
         old = [{q: a for q, a in some.items() if q not in edit.questions} for some in self.older()]
-        exams = [*(pick(some, config.exam, rng) for some in old), edit.questions]
+        exams = [*(pick(s, config.exam, rng) for s in old), edit.questions] if config.gate else []
         before = [self.certainty(answers) for answers in exams]
         documents = [*self.documents(edit.questions), *self.task.baseline(told(text)).documents]
         for some in old:
@@ -128,8 +128,8 @@ class Agent:
         whole = SelfEdit(tuple(documents))
         with adapt(self.model, [whole], config.inner, self.seed("adapter")) as adapters:
             after = [self.certainty(answers) for answers in exams]
-            against = adapters.failed.get(0) or self.objection(before, after)
-            edit.kept = not against if config.gate else not adapters.failed
+            against = adapters.failed.get(0) or exams and self.objection(before, after)
+            edit.kept = not against
             state = adapters.state() if edit.kept else {}
         edit.why = against or "the new answers are likelier, the older ones not less"
         edit.seconds = round(time.time() - start, 3)
@@ -297,8 +297,6 @@ def open_agent(
     if path.is_file():
         about = read_json(path, once=True)
         config = from_json(AgentConfig, about.get("settings"), path)
-        if model and model != about.get("model"):
-            raise UserError(f"{folder} is an agent of {about.get('model')!r:.80}, not of {model}")
     elif not is_empty(folder):
         raise UserError(f"{folder} is there and holds no agent: choose another folder")
     elif not model:
