@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..config import ModelConfig, mix_seed
 from ..files import UserError, first_line
-from ..lab.agent import Agent, Edit, open_agent
+from ..lab.agent import Edit
+from ..lab.agent_folder import FolderAgent, open_agent
 from ..model import GPT
 from ..open_models.load import load
 from ..open_models.peft import load_adapter
@@ -81,13 +82,13 @@ def chat(
 AGENT = "/learn TEXT, or /learn alone for what you said last; /undo; /what lists its edits"
 
 
-def open_agent_of(config: ChatConfig) -> Agent:
+def open_agent_of(config: ChatConfig) -> FolderAgent:
     if config.adapter:
         raise UserError("--agent has adapters of its own: leave out --adapter")
     return open_agent(config.agent, config.model, config.device, config.dtype)
 
 
-def obey(agent: Agent, line: str, turns: Turns) -> str:
+def obey(agent: FolderAgent, line: str, turns: Turns) -> str:
     """Do what a line that begins with / wants; returns what to say. Ctrl-C stops learning only."""
     word, _, text = line.partition(" ")
     if word == "/what":

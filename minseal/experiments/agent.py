@@ -14,7 +14,7 @@ from ..lab.run import Run, Step
 from ..open_models.load import load
 from ..outer import Trial
 from ..tasks.people import People
-from .streams import AGES, EVERY, draw_stream, last_quarter, live
+from .streams import AGES, EVERY, draw_stream, last_quarter, live, over_time
 
 COLUMNS = ("1 ago", "8 ago", "corrected", "general", "kept")
 
@@ -46,16 +46,11 @@ def open_streams(config: AgentRunConfig, run: Run) -> Lab:
 def describe(run: Run, step: Step) -> dict[str, Any]:
     """Means over the streams: by age after each thing told, general knowledge, edits kept."""
     lives = [t.chose for t in step.trials]
-    over_time = np.array([life["ages"] for life in lives], float)  # (streams, things told, ages)
     last = np.mean([last_quarter(life["ages"]) for life in lives], 0).tolist()
-    more = {k: float(np.mean([v[k] for v in lives])) for k in ("corrected", "kept", "told")}
+    more = {k: float(np.mean([life[k] for life in lives])) for k in ("corrected", "kept")}
     general = np.mean([life["general"] for life in lives], 0).tolist()
-    more |= {"general": general[-1], "general by quarter": general}
-    ages = {
-        age: np.nanmean(over_time[:, back:, k], 0).tolist()
-        for k, (age, back) in enumerate(AGES.items())
-    }
-    return dict(zip((f"{age} ago" for age in AGES), last)) | more | {"over time": ages}
+    more |= {"general": general[-1], "general by quarter": general, "over time": over_time(lives)}
+    return dict(zip((f"{age} ago" for age in AGES), last)) | more
 
 
 def columns(results: dict[str, Any]) -> tuple[list[str], Callable]:
@@ -69,7 +64,8 @@ def plot_ages(run: Run, results: dict[str, Any], save: Callable) -> None:
         panels = figure.subplots(1, len(AGES), sharey=True)
         for axes, (age, back) in zip(panels, AGES.items()):
             for a, colour in zip(results["arms"], COLOURS):
-                y = np.convolve(a["over time"][age], np.ones(4) / 4, "valid")
+                y = np.array(a["over time"][age], float)
+                y = np.convolve(y, np.ones(4) / 4, "valid")
                 x = EVERY * (np.arange(len(y)) + back + 4)
                 axes.plot(x, y, color=colour, label=a["arm"])
             axes.set(title=f"told {age} ago", xlabel="interactions", ylim=(0, 1.02))

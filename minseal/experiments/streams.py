@@ -93,3 +93,14 @@ def live(lab: Lab, stream: Stream, agent: Agent | None = None, window: int = 0) 
 def last_quarter(ages: list[list[float | None]]) -> list[float]:
     """The mean share of right answers for each age in the last quarter of a life."""
     return np.nanmean(np.array(ages[-(len(ages) // 4) :], float), 0).tolist()
+
+
+def over_time(lives: list[dict[str, Any]]) -> dict[int, list[float | None]]:
+    """The mean over lives for each age, from the first thing told that is so old."""
+    out: dict[int, list[float | None]] = {age: [] for age in AGES}
+    for i, of_lives in enumerate(zip(*(life["ages"] for life in lives))):
+        for (age, back), of_age in zip(AGES.items(), zip(*of_lives)):
+            asked = [share for share in of_age if share is not None]
+            if i >= back:
+                out[age].append(float(np.mean(asked)) if asked else None)
+    return out

@@ -1,7 +1,7 @@
 """An agent that lives with its edits: told something, it writes a self-edit, learns it, and stays.
 
-    agent = open_agent("my-agent", "tiny_data/knowledge")
-    edit = agent.learn("Tamo Breck grew up in Lyon.")  # edit.questions, edit.kept, edit.why
+    agent = Agent(model, People(tokenizer))
+    edit = agent.learn("Mamo Satov grew up in Lyon.")  # edit.questions, edit.kept, edit.why
     agent.undo()
 
 With the text in view it asks itself questions and answers them. These are the notes that it trains
@@ -10,52 +10,30 @@ that makes it worse at what it knew is rejected, and leaves the weights as they 
 
     weights = base + the adapters of all kept edits, merged in their order
 
-A folder holds just these: agent.json, and for each edit edits/0001/ with edit.json and, if it was
-kept, adapter.pt, both written at once. So a kill leaves the weights before an edit, or after it.
+So an edit is taken back without a trace, and a folder (agent_folder.py) needs to hold no more.
 """
 
-import os
-import secrets
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Settings, from_json, mix_seed
-from ..files import (
-    OURS,
-    UserError,
-    first_line,
-    flush,
-    hold,
-    is_empty,
-    load_tensors,
-    read_json,
-    tidy,
-    write_folder,
-    write_json,
-    write_tensors,
-)
+from ..config import Settings, mix_seed
+from ..files import UserError
 from ..inner import InnerConfig, adapt, losses
 from ..lora import merge_state
 from ..model import GPT
-from ..open_models.load import load
-from ..open_models.peft import fingerprint
 from ..sample import sample
 from ..selfedit import Document, SelfEdit
 from ..tasks.grading import score
 from ..tasks.knowledge import Knowledge, Question
 from ..tasks.passages import Passage
 from ..tasks.people import People
-from ..tokenizer import Tokenizer
 
 Answers = dict[str, str]  # question -> its answer
-LARGEST_TOY = 10_000  # tokens: the vocabularies that `minseal pretrain` makes are smaller
 
 
 @dataclass(frozen=True)
@@ -96,7 +74,7 @@ class Edit:
 
 
 class Agent:
-    """A model that changes with what it is told. folder: where its edits lie, if anywhere.
+    """A model that changes with what it is told.
 
     knew: questions of its own from before it was told anything; None: it writes them now.
     """
@@ -106,10 +84,9 @@ class Agent:
         model: GPT,
         task: Knowledge,
         config: AgentConfig = AgentConfig(),
-        folder: Path | None = None,
         knew: Answers | None = None,
     ) -> None:
-        self.model, self.task, self.config, self.folder = model, task, config, folder
+        self.model, self.task, self.config = model, task, config
         self.base = {name: value.clone() for name, value in model.state_dict().items()}
         self.edits: list[Edit] = []
         self.states: list[dict[str, Tensor]] = []  # the adapter of each edit; {}: rejected
@@ -131,7 +108,8 @@ class Agent:
             against = adapters.failed.get(0) or exams and self.objection(before, after)
             edit.kept = not against
             state = adapters.state() if edit.kept else {}
-        edit.why = against or "the new answers are likelier, the older ones not less"
+        passed = "the new answers are likelier, the older ones not much less" if exams else "no exam"
+        edit.why = against or passed
         edit.seconds = round(time.time() - start, 3)
         self.add(edit, state)
         return edit
@@ -148,53 +126,28 @@ class Agent:
         """Take back the last edit that was kept, and what was rejected since; returns it."""
         if not any(edit.kept for edit in self.edits):
             return None
-        edit = Edit("")
+        edit = self.drop()
         while not edit.kept:
-            if self.folder:  # one rename: it is there, or it is not
-                edits = self.folder / "edits"
-                gone = edits / f"{OURS}{secrets.token_hex(8)}.tmp"
-                os.rename(edits / f"{len(self.edits):04}", gone)
-                flush(edits)
-                tidy(edits)
-            edit = self.edits.pop()
-            self.states.pop()
+            edit = self.drop()
         self.build()
         return edit
+
+    def add(self, edit: Edit, state: dict[str, Tensor]) -> None:
+        """One more edit, and its adapter in the weights."""
+        self.edits.append(edit)
+        self.states.append(state)
+        merge_state(self.model, state)
+
+    def drop(self) -> Edit:
+        """One edit less; build() takes it out of the weights."""
+        self.states.pop()
+        return self.edits.pop()
 
     def build(self) -> None:
         """The weights, from the base and the kept edits."""
         self.model.load_state_dict(self.base)
         for state in self.states:
             merge_state(self.model, state)
-
-    def add(self, edit: Edit, state: dict[str, Tensor]) -> None:
-        if self.folder:
-            files = {"adapter.pt": write_tensors(state)} if state else {}
-            files["edit.json"] = write_json(asdict(edit))
-            write_folder(self.folder / "edits" / f"{len(self.edits) + 1:04}", files)
-        self.edits.append(edit)
-        self.states.append(state)
-        merge_state(self.model, state)
-
-    def read(self) -> None:
-        """The edits as they lie in the folder, and the weights that they make."""
-        self.edits, self.states, self.lock = [], [], hold(self.folder)
-        edits = self.folder / "edits"
-        tidy(edits)
-        while (here := edits / f"{len(self.edits) + 1:04}").is_dir():
-            tidy(here)
-            if is_empty(here):  # a kill came before it was written
-                break
-            edit = from_json(Edit, read_json(here / "edit.json", once=True), here / "edit.json")
-            state = load_tensors(here / "adapter.pt", checksums=True) if edit.kept else {}
-            self.edits.append(edit)
-            self.states.append(state)
-        if later := [f.name for f in edits.glob("[0-9]*") if f.name > here.name]:
-            raise UserError(f"{edits} is damaged: there is {min(later)}, but no {here.name}")
-        try:
-            self.build()
-        except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as e:
-            raise UserError(f"{edits} holds adapters of another model: {first_line(e)}") from None
 
     # ---- questions -------------------------------------------------------------------------------
 
@@ -270,58 +223,3 @@ def pick(answers: Answers, most: int, rng: np.random.Generator) -> Answers:
     """At most so many of them, drawn at random."""
     pairs = list(answers.items())
     return dict(pairs[i] for i in rng.permutation(len(pairs))[:most])
-
-
-def task_for(tokenizer: Tokenizer) -> Knowledge:
-    """How an agent is asked: a small vocabulary is that of the toy world, with its one form."""
-    if tokenizer.vocab_size < LARGEST_TOY and not tokenizer.chat:
-        return People(tokenizer)
-    return Knowledge(tokenizer, grading="contains", topic=False)
-
-
-def open_agent(
-    folder: str | Path,
-    model: str = "",
-    device: str = "auto",
-    dtype: str = "auto",
-    config: AgentConfig = AgentConfig(),
-) -> Agent:
-    """The agent in a folder, or a new one of a model. UserError if the folder is another model's.
-
-    config: of a new one; later the folder knows its own.
-    """
-    folder, about = Path(folder), {}
-    path = folder / "agent.json"
-    if folder.is_dir():
-        tidy(folder)
-    if path.is_file():
-        about = read_json(path, once=True)
-        config = from_json(AgentConfig, about.get("settings"), path)
-    elif not is_empty(folder):
-        raise UserError(f"{folder} is there and holds no agent: choose another folder")
-    elif not model:
-        raise UserError(f"no agent in {folder}: to make one there, --model names its model")
-    gpt, tokenizer = load(model or str(about.get("model")), device, dtype)
-    marks = fingerprint(gpt)
-    if about and not is_near(about.get("fingerprint"), marks):
-        raise UserError(f"{folder} is an agent of another {about.get('model')}: its weights differ")
-    knew = (
-        from_json(Edit, {"text": "", "questions": about.get("knew")}, path).questions
-        if about
-        else None
-    )
-    agent = Agent(gpt, task_for(tokenizer), config, folder, knew)
-    agent.lock = hold(folder)
-    if not about:
-        about = {"model": model, "settings": asdict(config), "fingerprint": marks}
-        write_folder(folder, {path.name: write_json({**about, "knew": agent.knew})})
-    agent.read()
-    return agent
-
-
-def is_near(there: Any, here: list[float]) -> bool:
-    """Whether two fingerprints are of one model, in whatever precision."""
-    try:
-        return np.allclose(there, here, rtol=0.05, atol=1e-3)
-    except (TypeError, ValueError):
-        return False
