@@ -59,7 +59,7 @@ class Stopped(Exception):
 
 
 def test_every_arm_and_the_same_numbers_after_a_stop(untrained, tmp_path):
-    config = AgentRunConfig(model=untrained, streams=2, interactions=48, agent=QUICK)
+    config = AgentRunConfig(model=untrained, streams=1, interactions=48, agent=QUICK)
     results, text = go(config, tmp_path / "whole")
     assert [a["arm"] for a in results["arms"]] == ARMS and "corrected" in text
     assert not results["left out"] and results["arms"][2]["kept"] == 12
@@ -69,7 +69,7 @@ def test_every_arm_and_the_same_numbers_after_a_stop(untrained, tmp_path):
 
     def stop(step, new):
         steps.append(step.name)
-        if len(steps) == 9:
+        if len(steps) == 5:
             raise Stopped
 
     with pytest.raises(Stopped):
