@@ -15,10 +15,13 @@ def main() -> None:
     from .commands.cli import main as command_line
 
     answer_signals(interrupt)
-    command_line()
+    try:
+        command_line()
+    finally:  # all is done, or said; packages clean up, which no exception shall disturb
+        answer_signals(signal.SIG_IGN)
 
 
-def answer_signals(answer: Callable[[int, FrameType | None], None]) -> None:
+def answer_signals(answer: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     """Call `answer` on Ctrl-C and SIGTERM, unless they are ignored (nohup, a job in background)."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -50,14 +50,11 @@ class InvalidSelfEdit(ValueError):
     """The text is no self-edit; the message is the reason. It has reward 0 and stays in the log."""
 
 
-LIMITS = {"lr": (1e-6, 0.1), "epochs": (1, 50)}
+LIMITS = {"lr": (1e-6, 0.1), "epochs": (1, 50)}  # no self-edit may ask for a rate of 1e9
 
 
 def check_directive(name: str, value: object, called: str = "") -> None:
-    """Raise InvalidSelfEdit unless `value` is an lr or a number of epochs within LIMITS.
-
-    A self-edit may not ask for a rate of 1e9. called: what the text calls it.
-    """
+    """Raise InvalidSelfEdit unless `value` is within LIMITS. called: what the text calls it."""
     (low, high), kind = LIMITS[name], "a whole number" if name == "epochs" else "a number"
     # True is an int, and no number of epochs. NaN is within no limits.
     if (
@@ -107,6 +104,9 @@ class Task:
     def right_answers(self, context: Any) -> list[Document]:
         """The exam with its right answers, which alone carry loss (rewards.likelihood)."""
         raise NotImplementedError
+
+    def to_read(self, context: Any) -> dict[str, Any] | None:
+        """For a reader: {"text": ..., "exam": [[question, [accepted answer, ...]], ...]}."""
 
     def lesson(self, context: Any, text: str) -> Document:
         """What the M-step learns from one winner: its prompt, then the text, which carries loss.

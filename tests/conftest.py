@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import signal
 import time
 from pathlib import Path
@@ -219,6 +220,12 @@ def my_names(state, family, config):
 def events(folder):
     """The lines of a run's log."""
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def data_in(page):
+    """What the script of a report.html reads: as a browser does, up to the end of its element."""
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script', page, re.S)
+    return json.loads(found)
 
 
 def without_seconds(x):

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
 CHANGES = {  # audit events of what changes a folder, and how many of their arguments are paths
     "os.rename": 2,
     "os.link": 2,
@@ -95,9 +96,11 @@ def serve() -> dict:
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         order, start = json.loads(line), time.monotonic()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the program looks after them
         if (child := os.fork()) == 0:
             answers.close()
             return order
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         due, limit = start + order.get("after", 1e9), start + order.get("limit", 120)
         while not (ended := os.waitpid(child, os.WNOHANG))[0]:
             now = time.monotonic()
@@ -299,6 +302,16 @@ def import_all() -> None:
     gc.freeze()  # so that no child copies it all just by looking
 
 
+def then_open_to_signals(answer_signals: Callable) -> Callable:
+    """Signals that came before the program's first line wait for it."""
+
+    def answer(how: Callable) -> None:
+        answer_signals(how)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    return answer
+
+
 def go(main: Callable[[], None]) -> int:
     """Exit code of a program; what Python does in the end, but for seconds of taking torch down."""
     code = 0
@@ -322,6 +335,7 @@ def go(main: Callable[[], None]) -> int:
 if __name__ == "__main__":
     import_all()
     become_a_command(serve(), Path(sys.argv[1]))
-    from minseal.__main__ import main
+    import minseal.__main__ as program
 
-    os._exit(go(main))
+    program.answer_signals = then_open_to_signals(program.answer_signals)
+    os._exit(go(program.main))

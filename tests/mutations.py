@@ -9,6 +9,7 @@ import warnings
 from minseal import UserError
 from minseal.lab import evidence
 from minseal.lab.lab import read_run
+from minseal.lab.page import page, read_contexts
 from minseal.lab.plots import plots
 from minseal.lab.table import summarise, text_report
 
@@ -79,7 +80,7 @@ def reports_of_mutations(source, folder, n, monkeypatch, seed=0):
         rng = random.Random(f"{seed} {k}")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        for name in ("config.json", "events.jsonl", "puzzles.json"):
+        for name in ("config.json", "events.jsonl", "puzzles.json", "contexts.json"):
             if (source / name).exists():
                 shutil.copy(source / name, folder / name)
         some = sorted(f.name for f in folder.iterdir())
@@ -95,6 +96,7 @@ def reports_of_mutations(source, folder, n, monkeypatch, seed=0):
             run, experiment = read_run(str(folder))
             results = summarise(run, experiment)
             shown = text_report(run, experiment, results)
+            shown += page(run, [["arm"]], [], [], [], read_contexts(run, results))
             if k % 20 == 0:
                 plots(run, experiment, results)
             json.dumps(results, allow_nan=False)

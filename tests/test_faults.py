@@ -44,6 +44,8 @@ WRITERS = {  # what makes or changes a folder
     "run ttt": f"run ttt --model {FEWSHOT} --out out {TTT}",
     "learn": f"learn page.md --model {KNOWLEDGE} --epochs 1 --out out --exam exam.json",
     "learn on": f"learn page.md --model {KNOWLEDGE} --epochs 1 --adapter adapter --out adapter",
+    "learn refined": f"learn page.md --model {KNOWLEDGE} --epochs 1 --out out --exam exam.json "
+    "--prompts notes --refine 1",
     "convert": "convert theirs out",
     "convert GGUF": "convert theirs.gguf out",
     "export": f"export {KNOWLEDGE} out",
@@ -170,7 +172,7 @@ def content(path):
         return steady(json.loads(path.read_text()))
     if path.suffix == ".jsonl":
         return [steady(json.loads(line)) for line in path.read_text().splitlines()]
-    return path.name == "report.md" or path.read_bytes()  # the table has seconds, too
+    return path.name in ("report.md", "report.html") or path.read_bytes()  # they have seconds, too
 
 
 def steady(x):

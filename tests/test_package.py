@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CARRIED = (".py", ".html")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,9 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_every_module_and_the_tiny_models_and_no_tests(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     inside = {name for name in names if ".dist-info/" not in name}
-    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "minseal").rglob("*.py")}
+    modules = {
+        str(p.relative_to(ROOT)) for p in (ROOT / "minseal").rglob("*") if p.suffix in CARRIED
+    }
     data = {
         f"minseal/{p.relative_to(ROOT)}"
         for p in (ROOT / "tiny_data").rglob("*")

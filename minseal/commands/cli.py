@@ -32,7 +32,7 @@ GO_ON = "nothing that was finished is lost; to go on: {again}"
 
 @dataclass(frozen=True)
 class ReportConfig(Settings):
-    """Make table, plots, report.md and results.json of a run folder again."""
+    """Make report.html, report.md, results.json and plots of a run folder again."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ def run(experiment: Experiment, config: Any, out: str) -> None:
         say(f"going on after {len(the_run.steps)} steps that were done already")
     walk(experiment, config, the_run)
     say("\n" + write_report(the_run, experiment))
-    files = "report.md, results.json, events.jsonl (every self-edit) and plots, if any"
-    say(f"{the_run.seconds():.0f} s in all. In {out}: {files}.")
+    files = "report.html (every self-edit, for a browser), report.md, results.json, events.jsonl"
+    say(f"{the_run.seconds():.0f} s in all. In {out}: {files}, plots if any.")
 
 
 def tell_steps() -> Callable[[Step, bool], None]:

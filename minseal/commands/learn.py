@@ -5,36 +5,41 @@ any point, the same command goes on; when all was done it learns nothing twice, 
 """
 
 import itertools
-import json
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..files import UserError, is_empty, need, read_text, real_path, tidy, write_folder, write_text
-from ..inner import InnerConfig, OnStep
-from ..lab.lab import OWN, Lab, restore_policy
+from ..files import UserError, is_empty, need, real_path, tidy
+from ..inner import InnerConfig
+from ..lab.lab import Lab, restore_policy
 from ..lab.run import OtherRun, Run, Step
-from ..lab.table import aligned
 from ..lora import LoRAConfig, attach, merge_state
 from ..model import GPT
 from ..open_models.load import load
 from ..open_models.peft import load_adapter, save_adapter
-from ..outer import OuterConfig, Trial
-from ..selfedit import InvalidSelfEdit, SelfEdit
-from ..tasks.grading import score
-from ..tasks.knowledge import PROMPTS, Knowledge, Question
-from ..tasks.passages import Exam, Passage, read_questions
+from ..outer import OuterConfig
+from ..tasks.knowledge import PROMPTS, Knowledge
+from ..tasks.passages import Passage, read_questions
 from ..terminal import say
-from .documents import Notes, keep_older, notes_as_text, read_document, read_notes, split_document
-
-BATCH = 16  # sections that notes are written on at once; questions that are asked at once
+from .documents import notes_as_text, read_document, read_notes, split_document
+from .notes import (
+    Study,
+    compare,
+    exam_as_text,
+    grades_of,
+    keep,
+    make_edits,
+    show_steps,
+    write_exam,
+    write_notes,
+)
+from .refine import FINISHED, Standing, is_examined, refine
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,14 @@ class LearnConfig(ModelConfig):
     exam: str = ""  # JSON, [{question, answer}, ...], asked before and after; else the model's own
     prompts: tuple[str, ...] = ("self-qa", "implications")  # a section gets notes of each kind
     section: int = 250  # tokens of a section at most: files are cut at headings and paragraphs
+    refine: int = 0  # passes over what failed in the exam: new notes, learnt, kept if they help
     temperature: float = 0.7  # of sampling notes
     seed: int = 0  # of sampling and of the adapter's first weights
     inner: StudyConfig = StudyConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(section=32, temperature=0, seed=0)
+        self.at_least(section=32, refine=0, temperature=0, seed=0)
         if unknown := [p for p in self.prompts if p not in PROMPTS]:
             known = ", ".join(PROMPTS)
             raise UserError(f"--prompts names {unknown[0]!r}; expected some of {known}")
@@ -77,64 +83,86 @@ def learn(
     """Do it; returns {'before', 'after': share of the exam, 'questions', 'tokens', ...}.
 
     Whatever is finished is on disk: the notes before the exam is written, both before training,
-    the adapter before the last exam.
+    the adapter before the last exam, and again after each pass that is kept.
     """
+    study = prepare(config, files, say)
+    lab, exam = study.lab, study.exam
+
+    merge_state(lab.policy, study.start)
+    before = lab.arm("before", lambda: lab.plain(study.batches())) if exam else []
+    lab.reset()
+    edits = make_edits(lab, study.sections, study.notes)
+    pairs = list(zip(study.sections, edits))
+    state = lab.learn_for_good("notes", pairs, study.start, show_steps(say))
+    seconds = lab.run.steps["notes, learnt"].seconds
+    tokens = sum(edit.length() for edit in edits)
+    results = {"questions": len(exam), "tokens": tokens, "training seconds": round(seconds)}
+    about = {"files": files_of(files), "learnt before": config.adapter or None, "results": results}
+    lora = LoRAConfig(lab.inner.rank, lab.inner.alpha)
+
+    def save(state: dict[str, Tensor]) -> None:
+        lab.reset()  # the adapter is one of the model as it was, and known by its weights
+        save_adapter(config.out, lab.policy, state, lora, config.model, about=about)
+
+    fresh = not is_examined(lab.run, 1)  # else an adapter that went over it lies there
+    if fresh:
+        save(state)
+    lab.reset()
+    merge_state(lab.policy, state)
+    after = lab.arm("after", lambda: lab.plain(study.batches()), over="before") if exam else []
+    if exam:
+        for name, trials in (("before", before), ("after", after)):
+            results[name] = sum(grades_of(trials)) / len(exam)
+        if fresh:
+            save(state)
+        say("\n" + compare(exam, before, after))
+    if config.refine:
+        first = Standing(state, study.notes, grades_of(after))
+        last, results["passes"] = refine(study, config.refine, first, save, say)
+        save(last.state)
+    say(
+        f"\nadapter: {config.out} ({tokens} tokens, {seconds:.0f} s of training). To ask it: "
+        f'minseal ask "..." --model {config.model} --adapter {config.out}'
+    )
+    return results
+
+
+def prepare(config: LearnConfig, files: list[str], say: Callable[[str], None]) -> Study:
+    """Everything that is read, and what the model writes before it learns: notes and exam."""
     if not config.model:
         raise UserError("which model shall learn? --model FOLDER, GGUF file or hub id")
     need("safetensors", "weights", "writing the adapter")  # now, not after minutes
-    texts = {str(f): read_document(str(f)) for f in files}
+    out = Path(config.out)
+    if config.refine and is_same(config.notes, out / "notes.md"):
+        told = f"--refine adds notes to {out / 'notes.md'}"
+        raise UserError(f"{told}: give --notes a copy of it, or choose another --out")
+    texts = {name: read_document(name) for name in files_of(files)}
     given_exam = read_questions(config.exam) if config.exam else None
     model, tokenizer = load(config.model, config.device, config.dtype)
     task = Knowledge(tokenizer, grading="contains", topic=False)
     given_notes, titles = read_notes(task, config.notes) if config.notes else (None, {})
     written = {i: some for i, some in (given_notes or {}).items() if some}
-    run, out = open_run(config, [texts, given_exam, written, *marks(config)], say), Path(config.out)
+    run = open_run(config, [texts, given_exam, written, *marks(config)], say)
     lab, start = open_lab(config, run, model, task)
     sections = cut_documents(lab, config, texts)
     check_titles(config, sections, titles)
     words = sum(len(text.split()) for text in texts.values())
     say(f"{words} words in {len(sections)} sections, {lab.policy.size() / 1e6:.1f} M parameters")
 
-    notes = write_notes(lab, config, sections) if given_notes is None else given_notes
-    edits = make_edits(lab, sections, notes)
-    keep(run, out / "notes.md", config.notes, notes_as_text(sections, notes), say)
+    if config.policy and given_notes is None:  # the policy of a run writes the notes
+        restore_policy(lab.policy, config.policy)
+    notes = write_notes(lab, config.prompts, sections) if given_notes is None else given_notes
+    lab.reset()
+    make_edits(lab, sections, notes)  # a note that does not fit is refused before it is kept
+    keep(run, out / "notes.md", notes_as_text(sections, notes), say, config.notes)
     say(f"notes: {out}/notes.md, {sum(map(len, notes.values()))} of them")
 
-    exam = write_exam(lab, sections) if given_exam is None else given_exam
-    data = [{"question": question, "answers": list(answers)} for question, answers in exam]
-    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-    keep(run, out / "exam.json", config.exam, text, say)
+    exam, written_on = write_exam(lab, sections) if given_exam is None else (given_exam, {})
+    keep(run, out / "exam.json", exam_as_text(exam), say, config.exam)
     say(f"exam: {out}/exam.json, {len(exam)} questions")
     if not exam:
         say("no answer that the model wrote stands in the text; give --exam to see what it learns")
-    batches = [exam[i : i + BATCH] for i in range(0, len(exam), BATCH)]
-    asked = [Passage(f"questions {i}", "", "", some) for i, some in enumerate(batches, 1)]
-
-    merge_state(lab.policy, start)
-    before = lab.arm("before", lambda: lab.plain(asked)) if asked else []
-    lab.reset()
-    state = lab.learn_for_good("notes", list(zip(sections, edits)), start, show_steps(say))
-    seconds = run.steps["notes, learnt"].seconds
-    tokens = sum(len(d.ids) for edit in edits for d in edit.documents)
-    results = {"questions": len(exam), "tokens": tokens, "training seconds": round(seconds)}
-    about = {"files": list(texts), "learnt before": config.adapter or None, "results": results}
-    lora = LoRAConfig(lab.inner.rank, lab.inner.alpha)
-    save = partial(save_adapter, out, lab.policy, state, lora, config.model, about=about)
-    lab.reset()  # the adapter is one of the model as it was, and known by its weights
-    save()
-    if asked:
-        merge_state(lab.policy, state)
-        after = lab.arm("after", lambda: lab.plain(asked), over="before")
-        for name, trials in (("before", before), ("after", after)):
-            results[name] = sum(grade for t in trials for grade in t.grades) / len(exam)
-        lab.reset()
-        save()
-        say("\n" + compare(exam, before, after))
-    say(
-        f"\nadapter: {out} ({tokens} tokens, {seconds:.0f} s of training). To ask it: "
-        f'minseal ask "..." --model {config.model} --adapter {out}'
-    )
-    return results
+    return Study(lab, out, config.prompts, start, sections, notes, exam, written_on)
 
 
 # ---- folders -------------------------------------------------------------------------------------
@@ -148,6 +176,8 @@ def open_run(config: LearnConfig, read: list[Any], say: Callable[[str], None]) -
     """
     out = Path(config.out)
     settings = {"kind": "learn", "read": zlib.crc32(repr(read).encode()), **asdict(config)}
+    if not config.refine:
+        del settings["refine"]  # so a run from before there was this option is known again
 
     def tell(step: Step, new: bool) -> None:
         if step.lost:
@@ -161,7 +191,8 @@ def open_run(config: LearnConfig, read: list[Any], say: Callable[[str], None]) -
             run = Run(out / f"run-{done}", settings, tell, within=out)
             learnt = "all of it was learnt before, and is not learnt twice (another --seed would)"
             going_on = f"going on after {len(run.steps)} steps that were done already"
-            say(f"{run.folder}: {learnt if 'notes, learnt' in run.steps else going_on}")
+            all_of_it = FINISHED if config.refine else "notes, learnt"
+            say(f"{run.folder}: {learnt if all_of_it in run.steps else going_on}")
             return run
     goes_on = is_same(config.adapter, out) or is_same(config.notes, out / "notes.md")
     if not goes_on and not is_empty(out):
@@ -180,6 +211,10 @@ def marks(config: LearnConfig) -> list[int]:
     return [zlib.crc32(file.read_bytes()) for file in files if file.is_file()]
 
 
+def files_of(files: list[str]) -> list[str]:
+    return list(dict.fromkeys(map(str, files)))
+
+
 def is_same(given: str, path: str | Path) -> bool:
     """Whether an option names this file or folder; without the option it names none."""
     return bool(given) and real_path(given) == real_path(path)
@@ -188,19 +223,6 @@ def is_same(given: str, path: str | Path) -> bool:
 def is_run(folder: Path) -> bool:
     tidy(folder)
     return (folder / "config.json").exists()
-
-
-def keep(run: Run, path: Path, given: str, text: str, say: Callable[[str], None]) -> None:
-    """Write a file, once in a run; an older one gets another name."""
-
-    def write() -> bool:
-        if not path.is_file() or read_text(path) != text:  # else a kill came right after it
-            if older := keep_older(path, given):
-                say(f"what was {path} is now {older}")
-            write_folder(path.parent, {path.name: write_text(text)})
-        return True
-
-    run.step(path.name, write)
 
 
 def open_lab(
@@ -254,94 +276,3 @@ def check_titles(config: LearnConfig, sections: list[Passage], titles: dict[int,
             f"{config.notes} has notes on other texts: {first}, section 1 {sections[0].title!r:.60}"
             " here; give the files that they were written on, or mend the titles"
         )
-
-
-# ---- notes and exam ------------------------------------------------------------------------------
-
-
-def write_notes(lab: Lab, config: LearnConfig, sections: list[Passage]) -> Notes:
-    """The notes of all prompt styles; with --policy the policy of a run writes them."""
-    if config.policy:
-        restore_policy(lab.policy, config.policy)
-    notes: Notes = {}
-    for i, style in enumerate(config.prompts):
-        task = Knowledge(lab.task.tokenizer, style)
-        for number, text in enumerate(write_texts(lab.asking(task), sections, i), 1):
-            with suppress(InvalidSelfEdit):  # directives are for runs: --inner.lr holds here
-                notes.setdefault(number, []).extend(task.read(text)[0])
-    lab.reset()
-    return notes
-
-
-def write_texts(lab: Lab, sections: list[Passage], draw: int) -> list[str]:
-    """A self-edit of each section as text; each batch is a step, so a kill loses little."""
-    texts = []
-    for j in range(0, len(sections), BATCH):
-        part = sections[j : j + BATCH]
-        name = f"{lab.task.style} {draw}, sections {j + 1}-{j + len(part)}"
-        texts += lab.step(name, lambda: lab.write(part, (draw, j)))
-    return texts
-
-
-def write_exam(lab: Lab, sections: list[Passage]) -> Exam:
-    """Questions that the model wrote while it saw the text, and whose answers stand in it."""
-    task, found = Knowledge(lab.task.tokenizer, "self-qa"), {}
-    for section, text in zip(sections, write_texts(lab.asking(task), sections, OWN)):
-        for note in task.notes(text):
-            if isinstance(note, Question) and score(section.text, note.answer, "contains"):
-                found.setdefault(note.question, (note.answer,))
-    return tuple(found.items())
-
-
-def make_edits(lab: Lab, sections: list[Passage], notes: Notes) -> list[SelfEdit]:
-    """A self-edit of each section: its notes, and the section itself."""
-    if max(notes, default=0) > len(sections):
-        told = f"there are notes on section {max(notes)} of {len(sections)}"
-        raise UserError(f"{told}: give the files and --section that they were written with")
-    edits, reads = [], lab.policy.config.block_size
-    for i, section in enumerate(sections, 1):
-        edit = lab.task.edit(section, notes.get(i, []))
-        longest = max(len(d.ids) for d in edit.documents)
-        if longest > reads:
-            told = f"section {i} or a note on it has {longest} tokens; the model reads {reads}"
-            raise UserError(f"{told}: shorten the line")
-        edits.append(edit)
-    return edits
-
-
-# ---- what is shown -------------------------------------------------------------------------------
-
-
-def show_steps(say: Callable[[str], None]) -> OnStep:
-    """A function for adapt() that says ten times how training goes."""
-
-    def show(step: int, steps: int, loss: Tensor) -> None:
-        if step * 10 // steps > (step - 1) * 10 // steps:
-            say(f"training: step {step} of {steps}, loss {loss.mean():.2f}")
-
-    return show
-
-
-def compare(exam: Exam, before: list[Trial], after: list[Trial], most: int = 12) -> str:
-    """Before and after, question by question (the first few), and the sums."""
-    rows = [["question", "expected", "", "before", "", "after"]]
-    pairs = list(zip(marks_of(before), marks_of(after)))
-    for (question, golds), (old, new) in zip(exam[:most], pairs):
-        rows.append([short(question, 46), short(golds[0], 20), *old, *new])
-    more = [f"... {len(exam) - most} more"] if len(exam) > most else []
-    right = [sum(mark == "+" for mark, _ in trials) for trials in zip(*pairs)]
-    closing = (
-        f"right: {right[0]} of {len(exam)} before, {right[1]} of {len(exam)} after (closed book; "
-        "a + marks an answer that contains the expected one)"
-    )
-    return "\n".join([aligned(rows, left=(0, 1, 2, 3, 4, 5)), *more, "", closing])
-
-
-def marks_of(trials: list[Trial]) -> list[tuple[str, str]]:
-    """('+' where it is right, the answer), question by question."""
-    graded = [pair for t in trials for pair in zip(t.answers, t.grades)]
-    return [("+" if grade else "", short(answer, 34)) for answer, grade in graded]
-
-
-def short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."

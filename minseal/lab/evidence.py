@@ -58,3 +58,14 @@ def best_of_k(scores: ArrayLike) -> dict[str, float]:
         "in sample": float(np.mean(in_sample)),
         "held out": float(np.mean(held_out)),
     }
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman's: the correlation of the ranks, equal values sharing theirs; NaN if all are."""
+    ranks = []
+    for values in (x, y):
+        _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[where])
+    if min(np.ptp(r) for r in ranks) == 0:
+        return float("nan")
+    return float(np.corrcoef(*ranks)[0, 1])

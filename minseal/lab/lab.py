@@ -16,6 +16,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..config import from_json, mix_seed
-from ..files import UserError, first_line
+from ..files import UserError, Writer, first_line, write_json
 from ..inner import InnerConfig, Loss, OnStep, adapt
 from ..lora import merge_state
 from ..model import GPT
@@ -309,7 +310,20 @@ def walk(experiment: Experiment, config: Any, run: Run, say: Callable[[str], Non
     lab = experiment.open(config, run)
     contexts = f"{len(lab.train)} contexts to train on, {len(lab.held_out)} held out"
     say(f"{lab.policy.size() / 1e6:.2f} M parameters, {contexts}")
+    used = max(1000, lab.outer.rounds * lab.outer.contexts)  # of a large file only the first are
+    some = [*lab.held_out, *lab.train[:used]]
+    run.at_first["contexts.json"] = write_contexts(lab.task, some)
     experiment.walk(lab, config)
+
+
+def write_contexts(task: Task, contexts: list[Any]) -> Writer:
+    """{id: what a context says}, for the report."""
+
+    def write(path: Path) -> None:
+        found = {context.id: task.to_read(context) for context in contexts}
+        write_json({id: told for id, told in found.items() if told is not None})(path)
+
+    return write
 
 
 def settings_of(experiment: Experiment, config: Any) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 config.json      the settings; another configuration in the same folder is refused
 events.jsonl     a line for each trial, and one as each step is done
 checkpoints/     the tensors of steps, each written to a temporary name and renamed
-results.json, report.md, *.png
+contexts.json    what the contexts say, for a reader
+results.json, report.md, report.html, *.png
 """
 
 import copy
@@ -22,6 +23,7 @@ from ..config import from_json
 from ..files import (
     Lock,
     UserError,
+    Writer,
     flush,
     hold,
     is_empty,
@@ -93,6 +95,7 @@ class Run:
         self.complaints: list[str] = []  # what is damaged and was left out, when only reading
         self.locks: list[Lock] = []  # of this and of all views: one, once it has begun
         self.prefix, self.labels, self.writes = "", {}, config is not None
+        self.at_first: dict[str, Writer] = {}  # further files, made with config.json
         self.config = json.loads(json.dumps(config))  # as it will look in the file
         try:
             self._open()
@@ -192,7 +195,8 @@ class Run:
         self.locks.append(hold(self.within))
         if (self.folder / "config.json").exists():
             raise UserError(f"another process began a run in {self.folder}: try again")
-        write_folder(self.folder, {"config.json": write_text(json.dumps(self.config, indent=1))})
+        config = write_text(json.dumps(self.config, indent=1))
+        write_folder(self.folder, {"config.json": config, **self.at_first})
 
     def _path(self, step: Step) -> Path:
         return self.folder / "checkpoints" / step.checkpoint

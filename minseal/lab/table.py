@@ -12,8 +12,11 @@ from ..files import UserError
 from ..terminal import printable
 from . import evidence
 from .lab import Experiment, attempt
+from .page import page, read_contexts
 from .plots import plots
 from .run import Run, Step
+
+LEFT = (0, 5)  # columns of the table that begin at the left
 
 
 def summarise(run: Run, experiment: Experiment) -> dict[str, Any]:
@@ -130,14 +133,20 @@ def repeated(scores: np.ndarray) -> dict[str, Any]:
 
 
 def write_report(run: Run, experiment: Experiment) -> str:
-    """Write results.json, report.md and, with matplotlib, the plots; returns the report's text."""
+    """Write results.json, report.md, report.html and, with matplotlib, the plots.
+
+    Returns the report's text.
+    """
     results = summarise(run, experiment)
     pictures = plots(run, experiment, results)
+    contexts = read_contexts(run, results)
     # It says what was left out, pictures included. A Markdown file is looked at in terminals, too.
-    text = printable(text_report(run, experiment, results))
+    parts = report_parts(run, experiment, results)
+    text = printable(as_text(*parts))
     run.write("results.json", json.dumps(results, indent=1) + "\n")
     shown = "\n".join(f"![{name}]({name})" for name in pictures)
     run.write("report.md", f"# {run.folder.name}\n\n```text\n{text}```\n\n{shown}\n")
+    run.write("report.html", page(run, *parts, pictures, contexts))
     if not pictures and not results["left out"]:
         text += f"no plots: pip install 'minseal[plots]', then `minseal report {run.folder}`\n"
     return text
@@ -145,19 +154,37 @@ def write_report(run: Run, experiment: Experiment) -> str:
 
 def text_report(run: Run, experiment: Experiment, results: dict[str, Any]) -> str:
     """The table and what stands below it."""
+    return as_text(*report_parts(run, experiment, results))
+
+
+def as_text(rows: list[list[str]], sentences: list[str], blocks: list[str]) -> str:
+    """The parts of a report, one below the other."""
+    parts = [aligned(rows, left=LEFT), "\n".join(sentences), *blocks]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def report_parts(
+    run: Run, experiment: Experiment, results: dict[str, Any]
+) -> tuple[list[list[str]], list[str], list[str]]:
+    """(rows of the table, its header first; sentences below it; blocks of text below those)"""
     sentences = conclusions(experiment, results)
     sentences += attempt(results, "notes", lambda: experiment.notes(run, results), [])
     blocks = attempt(results, "blocks", lambda: experiment.blocks(run, results), [])
-    rows = table(experiment, results)
+    rows = table_rows(experiment, results)
     if left_out := results["left out"]:
         more = [f"... {len(left_out) - 9} more"] if len(left_out) > 9 else []
         told = "LEFT OUT, what cannot be worked out from this events.jsonl:"
         blocks = ["\n".join([told, *left_out[:9], *more]), *blocks]
-    return "\n\n".join(part for part in [rows, "\n".join(sentences), *blocks] if part) + "\n"
+    return rows, sentences, blocks
 
 
 def table(experiment: Experiment, results: dict[str, Any]) -> str:
-    """A row for each arm."""
+    """A row for each arm, as text."""
+    return aligned(table_rows(experiment, results), left=LEFT)
+
+
+def table_rows(experiment: Experiment, results: dict[str, Any]) -> list[list[str]]:
+    """A header, and a row for each arm: a text each cell."""
 
     def columns() -> tuple[list[str], list[list[str]]]:
         header, cells = experiment.columns(results)
@@ -171,7 +198,7 @@ def table(experiment: Experiment, results: dict[str, Any]) -> str:
             gain = f"{a['gain']:+.2f}", _interval(a["gain_ci95"], "+.2f"), a["over"]
         score = a["arm"], f"{a['mean']:.2f}", _interval(a["ci95"])
         rows.append([*score, *gain, f"{a['seconds']:.0f}", *cells])
-    return aligned(rows, left=(0, 5))
+    return rows
 
 
 def aligned(rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:

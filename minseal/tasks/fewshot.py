@@ -15,6 +15,7 @@ from ..tokenizer import Tokenizer
 from . import augment
 from .arc import MAX_SIDE, Grid, Pair, Puzzle, from_text, to_text
 from .augment import GROUPS, IDENTITY, TRANSPOSE, VIEWS, Augmentation
+from .gridview import blocks
 
 PuzzleLoss = Literal["all", "outputs"]  # which tokens of a puzzle carry loss
 ARROW, GRID_END = "\n>\n", "\n\n"  # between input and output, after an output
@@ -159,6 +160,16 @@ class FewShot(Task):
                 asked = self.tokenizer.encode(to_text(view.tests[i].input) + ARROW)
                 prompts.append(shown + asked)
         return prompts
+
+    def to_read(self, puzzle: Puzzle) -> dict[str, Any]:
+        """The demonstrations as digits, and each test in each view that exam() asks it in."""
+        shown = (blocks([pair.input, pair.output], False) for pair in puzzle.demonstrations)
+        views = [(test, view.apply) for test in puzzle.tests for view in voters(self.vote)]
+        exam = [
+            (to_text(turn(t.input)), [to_text(turn(t.output))] if t.output else [])
+            for t, turn in views
+        ]
+        return {"text": "\n\n".join(shown), "exam": exam}
 
     def grade(self, puzzle: Puzzle, answers: list[str]) -> list[float]:
         """[1.0] if every test is right within `attempts` predictions, else [0.0]: the paper's."""

@@ -138,6 +138,11 @@ class Knowledge(Task):
             for question, golds in passage.questions
         ]
 
+    def to_read(self, passage: Passage) -> dict[str, Any]:
+        """The passage, its title above it, and the exam."""
+        text = f"{passage.title}\n\n{passage.text}" if passage.title else passage.text
+        return {"text": text, "exam": passage.questions}
+
     def grade(self, passage: Passage, answers: list[str]) -> list[float]:
         """Answers to the exam, in its order -> how well each agrees with its best accepted one."""
         return [

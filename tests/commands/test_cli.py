@@ -89,6 +89,7 @@ def test_a_run_its_report_and_the_same_command_again(knowledge, tmp_path, capsys
     told = capsys.readouterr().out
     out = tmp_path / "run"
     made = {"config.json", "events.jsonl", "checkpoints", "report.md", "results.json"}
+    made |= {"contexts.json", "report.html"}
     assert made <= {p.name for p in out.iterdir()}
     first, results = arms(out), json.loads((out / "results.json").read_text())
     assert len(first) == 7 and all(a["arm"] in told for a in first) and str(out) in told
@@ -101,11 +102,12 @@ def test_a_run_its_report_and_the_same_command_again(knowledge, tmp_path, capsys
     assert "steps that were done already" in told and all(a["arm"] in told for a in first)
     assert tree(out)["events.jsonl"] == before["events.jsonl"]
 
-    for name in ("report.md", "results.json"):
+    for name in ("report.md", "report.html", "results.json"):
         (out / name).unlink()
     main(["report", str(out)])
     assert "passage in context" in capsys.readouterr().out
     assert arms(out) == first and (out / "report.md").exists()
+    assert (out / "report.html").exists()
 
     before = tree(out)
     line = refused(capsys, *knowledge, "--seed", "1", "--inner.lr", "0.01")

@@ -256,7 +256,7 @@ def test_a_document_without_words_is_refused_and_nothing_is_written(place, text)
 
 def test_without_a_question_it_learns_without_an_exam(place, monkeypatch):
     folder, config = place
-    monkeypatch.setattr(room, "write_exam", lambda *args: ())
+    monkeypatch.setattr(room, "write_exam", lambda *args: ((), {}))
     told = []
     results = learn(replace(config, exam="", inner=BRIEF), [folder / "rivers.md"], told.append)
     assert "after" not in results and (folder / "adapter" / "adapter_config.json").exists()

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import without_seconds
+from conftest import data_in, without_seconds
 from mutations import reports_of_mutations
 
 import minseal
@@ -85,6 +85,17 @@ def test_every_arm_has_the_same_held_out_puzzles_none_of_which_was_trained_on(fi
     }
     assert len(trained) == 6 and not trained & set(held_out)
     assert list(json.loads((run.folder / "puzzles.json").read_text())) == held_out
+
+
+def test_the_page_has_every_puzzle_and_what_would_be_right(finished):
+    _, run, _ = finished
+    data, right = data_in((run.folder / "report.html").read_text()), 0
+    assert {t["context"] for t in data["trials"]} == set(data["contexts"])
+    for t in data["trials"]:
+        ((_, (expected,)),) = data["contexts"][t["context"]]["exam"]
+        assert (t.get("answers", [""])[0] == expected) == (t["reward"] == 1)
+        right += t["reward"] == 1
+    assert 0 < right < len(data["trials"])
 
 
 def test_the_reward_is_graded_as_the_answers_deserve(finished):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import events, without_seconds
+from conftest import data_in, events, without_seconds
 from mutations import reports_of_mutations
 
 from minseal import GPT, InnerConfig, OuterConfig, UserError, load, save, toy_passages, try_out
@@ -95,6 +95,22 @@ def test_every_arm_is_measured_on_the_same_held_out_contexts_and_none_is_trained
     assert again[0] == again[1] <= trained and len(again[0]) == 2
     # Three self-edits of each of four.
     assert Counter(Counter(seen["round 1 contexts 1-4"]).values()) == {3: 4}
+
+
+def test_the_page_has_every_self_edit_of_the_log_and_each_passage_with_its_exam(finished):
+    folder, _, _ = finished
+    data = data_in((folder / "report.html").read_text())
+    log = [e for e in events(folder) if "step" in e and ("text" in e or "answers" in e)]
+    without_step = lambda rows: [{k: v for k, v in row.items() if k != "step"} for row in rows]
+    in_order = lambda rows: sorted(json.dumps(row, sort_keys=True) for row in without_step(rows))
+    assert in_order(data["trials"]) == in_order(log) and len(log) > 50 and data["missing"] == 0
+    assert set(data["contexts"]) == {e["context"] for e in log}
+    passages = {p.id: p for half in split(SMALL) for p in half}
+    assert {id: (p.text, json.loads(json.dumps(p.questions))) for id, p in passages.items()} == {
+        id: (shown["text"], shown["exam"]) for id, shown in data["contexts"].items()
+    }
+    names = [step["name"] for step in data["steps"]]
+    assert names[: len(ARMS)] == ARMS and "round 1 in training" in names
 
 
 def test_each_trial_says_what_was_written_what_came_of_it_and_what_it_took(finished):

@@ -60,6 +60,9 @@ def run_readers(folder: Path) -> list[Target]:
                 out[-1].seconds = out[-2].seconds = 15.0
             if kind == "fewshot" and what in ("report", "show"):
                 out.append(json_file(f"{name}, puzzles.json", place / "puzzles.json", read, share))
+            if kind == "knowledge" and what == "report":
+                about = place / "contexts.json"
+                out.append(json_file(f"{name}, contexts.json", about, read, share))
         if kind == "knowledge":
             path = place / "checkpoints" / "round-1-M-step.pt"
             data, tensors = [path.read_bytes()], load_tensors(path)
@@ -158,6 +161,8 @@ def knowledge_run(folder: Path) -> dict:
         {"step": "late", "context": "a", "text": "unfinished", "reward": 0, "invalid": "no words"},
     ]
     config = write_run(folder, small("knowledge"), ladder(trials), more)
+    contexts = {p.id: {"text": p.text, "exam": p.questions} for p in PEOPLE[:2]}
+    (folder / "contexts.json").write_text(json.dumps(contexts))
     model = make_model()
     adapters = attach(model, 1, LoRAConfig(2, 4.0))
     save_tensors(folder / "checkpoints" / "round-1-M-step.pt", adapters.state())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minseal.lab.evidence import best_of_k, interval, paired, reliability
+from minseal.lab.evidence import best_of_k, interval, paired, rank_correlation, reliability
 
 
 def simulated(true, noise, shape=(1500, 5, 3), seed=0):
@@ -199,3 +199,28 @@ def test_best_of_k_needs_a_second_run():
     except ValueError:
         return
     assert math.isnan(worth["held out"])
+
+
+# ---- rank correlation ----
+
+
+def slow_ranks(values):
+    """Half the smaller and half not larger ones: equal values share the mean of their ranks."""
+    return [(sum(v < w for v in values) + sum(v <= w for v in values)) / 2 for w in values]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=20))
+def test_rank_correlation_equals_pearsons_of_slow_ranks(pairs):
+    x, y = zip(*pairs)
+    got = rank_correlation(x, y)
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert math.isnan(got)
+    else:
+        expected = np.corrcoef(slow_ranks(x), slow_ranks(y))[0, 1]
+        assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_rank_correlation_sees_order_alone():
+    x = np.random.default_rng(0).normal(size=30)
+    assert rank_correlation(x, np.exp(5 * x)) == pytest.approx(1)
+    assert rank_correlation(x, -(x**3)) == pytest.approx(-1)

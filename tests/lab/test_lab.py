@@ -21,7 +21,7 @@ from minseal.outer import OuterConfig
 
 
 @dataclass(frozen=True)
-class ContinualConfig(KnowledgeConfig):
+class LastingConfig(KnowledgeConfig):
     """What is learnt one after another, and what is forgotten."""
 
     stages: int = 3  # passages, one after another
@@ -29,12 +29,12 @@ class ContinualConfig(KnowledgeConfig):
 
 
 @experiment(
-    "continual",
-    ContinualConfig,
+    "lasting",
+    LastingConfig,
     open=people,
     pictures=[matrix("one after another", "with replay")],
 )
-def continual(lab, config):
+def lasting(lab, config):
     """Passages learnt one after another, for good: what is left of the first in the end?"""
     passages = lab.held_out[: config.stages]
     lab.arm("no adaptation", lambda: lab.plain(passages))
@@ -49,10 +49,10 @@ def continual(lab, config):
             lab.arm(here, lambda: lab.plain(passages), over="no adaptation", series=name, at=stage)
 
 
-CONTINUAL = EXPERIMENTS.pop("continual")  # no other test file shall meet it
+LASTING = EXPERIMENTS.pop("lasting")  # no other test file shall meet it
 SERIES = ("one after another", "with replay")
 STAGES = [f"{name}, stage {i}" for name in SERIES for i in (1, 2, 3)]
-SMALL = ContinualConfig(
+SMALL = LastingConfig(
     eval_contexts=3,
     edit_tokens=48,
     inner=InnerConfig(epochs=2, rank=2),
@@ -63,13 +63,13 @@ OPTIONS = "--rounds 0 --eval-contexts 3 --edit-tokens 48 --inner.epochs 2 --inne
 
 @pytest.fixture(autouse=True)
 def declared(monkeypatch):
-    monkeypatch.setitem(EXPERIMENTS, "continual", CONTINUAL)
+    monkeypatch.setitem(EXPERIMENTS, "lasting", LASTING)
 
 
 def go(config, folder, on_step=lambda step, new: None):
-    run = Run(folder, settings_of(CONTINUAL, config), on_step)
-    walk(CONTINUAL, config, run, say=list)
-    write_report(run, CONTINUAL)
+    run = Run(folder, settings_of(LASTING, config), on_step)
+    walk(LASTING, config, run, say=list)
+    write_report(run, LASTING)
     return json.loads((folder / "results.json").read_text())
 
 
@@ -86,26 +86,26 @@ def finished(tmp_path_factory, untrained):
 def test_it_has_a_command_whose_help_says_its_settings(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as e:
-        main(["run", "continual", "--help"])
+        main(["run", "lasting", "--help"])
     told = " ".join(capsys.readouterr().out.split())
     assert e.value.code == 0 and "What is learnt one after another, and what is forgotten." in told
     assert "--stages STAGES passages, one after another (default: 3)" in told
     assert "each stage learns again, too (default: 1)" in told
-    assert "--inner.lr" in told and "--temperature" in told and "runs/continual" in told
+    assert "--inner.lr" in told and "--temperature" in told and "runs/lasting" in told
 
 
 def test_it_stands_among_the_others(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     told = capsys.readouterr().out
-    assert "minseal run continual: What is learnt one after another" in told
+    assert "minseal run lasting: What is learnt one after another" in told
     assert "minseal run knowledge: " in told
 
 
 def test_a_mistyped_option_and_a_value_that_is_none_are_one_line(capsys, tmp_path):
     for words, told in ((["--replai", "2"], "--replay"), (["--stages", "few"], "few")):
         with pytest.raises(SystemExit) as e:
-            main(["run", "continual", "--out", str(tmp_path / "run"), *words])
+            main(["run", "lasting", "--out", str(tmp_path / "run"), *words])
         err = capsys.readouterr().err
         assert e.value.code == 2 and told in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
@@ -113,7 +113,7 @@ def test_a_mistyped_option_and_a_value_that_is_none_are_one_line(capsys, tmp_pat
 
 def test_the_command_tells_each_step_and_ends_with_the_table(untrained, tmp_path, capsys):
     folder = tmp_path / "run"
-    main(["run", "continual", "--model", untrained, "--out", str(folder), *OPTIONS])
+    main(["run", "lasting", "--model", untrained, "--out", str(folder), *OPTIONS])
     out = capsys.readouterr().out
     # A line for each step that took some time.
     progress = re.findall(r"^ +\d+ s  (.*?)(?: +reward [\d.]+)?$", out, re.MULTILINE)
@@ -124,7 +124,7 @@ def test_the_command_tells_each_step_and_ends_with_the_table(untrained, tmp_path
     assert "3 held-out contexts" in out and str(folder) in out
     # The same command again finds everything done, and `minseal report` says the same.
     table = out[out.index("\narm ") :]
-    main(["run", "continual", "--model", untrained, "--out", str(folder), *OPTIONS])
+    main(["run", "lasting", "--model", untrained, "--out", str(folder), *OPTIONS])
     again = capsys.readouterr().out
     assert f"going on after {len(done)} steps that were done already" in again
     assert again[again.index("\narm ") :] == table
@@ -138,7 +138,7 @@ def test_the_command_tells_each_step_and_ends_with_the_table(untrained, tmp_path
 def test_results_have_a_row_for_each_arm_as_declared(finished):
     config, folder, results = finished
     assert [a["arm"] for a in results["arms"]] == ["no adaptation", *STAGES]
-    assert results["kind"] == "continual" and results["config"]["replay"] == 1
+    assert results["kind"] == "lasting" and results["config"]["replay"] == 1
     rows = [(a["over"], a["series"], a["at"], a["n"]) for a in results["arms"][1:]]
     expected = [("no adaptation", [name], at, 3) for name in SERIES for at in (1, 2, 3)]
     assert rows == expected and results["arms"][0]["over"] is None

@@ -313,7 +313,7 @@ def test_without_matplotlib_a_line_names_the_extra_and_all_else_is_made(tmp_path
     assert (tmp_path / "r" / "results.json").exists() and not list((tmp_path / "r").glob("*.png"))
 
 
-@pytest.mark.parametrize("name", ["results.json", "report.md", "ladder.png"])
+@pytest.mark.parametrize("name", ["results.json", "report.md", "report.html", "ladder.png"])
 def test_a_file_that_cannot_be_written_is_named(tmp_path, name):
     if name.endswith("png"):
         pytest.importorskip("matplotlib")

@@ -1,0 +1,131 @@
+"""`minseal run continual`: passages learnt one after another, for good. What is left of the first?
+
+Every stage trains an adapter on one more passage and merges it (paper section 5). The notes are
+the exam's questions with their answers, what a perfect policy would write: measured is what is
+forgotten, not what is written. With --policy, that policy and the untaught one write their own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..config import ModelConfig, mix_seed
+from ..inner import InnerConfig
+from ..lab.forgetting import Before, Way
+from ..lab.lab import Lab, experiment, restore_policy
+from ..lab.run import Run
+from ..open_models.load import load
+from ..outer import Trial
+from ..rewards import exam
+from ..selfedit import Document, SelfEdit
+from ..tasks.passages import Passage
+from ..tasks.people import People, toy_passages
+from .continual_report import columns, conclude, describe, notes, plot_kl, plot_matrices
+
+
+@dataclass(frozen=True)
+class ContinualConfig(ModelConfig):
+    """Passages learnt one after another: what is left of the first when the last is in?"""
+
+    model: str = "tiny_data/knowledge"  # a folder of minseal's own, which knows the toy world
+    seed: int = 0  # of sampling and of the adapters' first weights
+    world_seed: int = 0  # which people the toy world holds
+    orders: int = 16  # how often it is done, each time with other passages
+    stages: int = 8  # passages that are learnt one after another
+    policy: str = ""  # a folder of `minseal run knowledge`: own notes before and after it
+    inner: InnerConfig = InnerConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(seed=0, world_seed=0, orders=1, stages=2)
+
+
+Write = Callable[[Passage], SelfEdit]
+PULL = 0.01  # found on other passages: more keeps the model from learning
+WAYS = {
+    "sequential": Way(),
+    "three times the rate": Way(rate=3),
+    "a third of the rate": Way(rate=1 / 3),
+    "half merged": Way(merge=0.5),
+    "L2 to the base": Way(pull=PULL),
+    "replay: own samples": Way(samples=8),
+    "replay: notes": Way(notes=True),
+    "replay: notes, L2": Way(notes=True, pull=PULL),
+}
+
+
+def world(config: ContinualConfig, run: Run) -> Lab:
+    """The model; held out: each order's passages, one order after another.
+
+    Their oracle's notes are the exam's questions with their answers.
+    """
+    policy, tokenizer = load(config.model, config.device, config.dtype)
+    passages = toy_passages(config.orders * config.stages, config.world_seed)
+    held_out = [replace(passage, oracle=()) for passage in passages]
+    return Lab(policy, People(tokenizer), [], held_out, run, config.inner, seed=config.seed)
+
+
+def live(
+    lab: Lab, config: ContinualConfig, way: Way, write: Write, before: Before, order: int
+) -> dict[str, Any]:
+    """Learn an order's passages, and sit all their exams before the first and after each."""
+    lab.policy.load_state_dict(before.weights)
+    passages = lab.held_out[order * config.stages :][: config.stages]
+    sit = lambda: [outcome.reward for outcome in exam(lab.policy, lab.task, passages)]
+    left = {"scores": [sit()], "general": [before.general_knowledge()], "kl": [before.kl()]}
+    earlier: list[Document] = []
+    for stage, passage in enumerate(passages):
+        edit, seed = write(passage), mix_seed(lab.seed, order, stage)
+        way.learn(lab.policy, edit, earlier, lab.inner, before, seed)
+        earlier += edit.documents
+        left["scores"].append(sit())
+        left["general"].append(before.general_knowledge())
+        left["kl"].append(before.kl())
+    return left
+
+
+@experiment(
+    "continual",
+    ContinualConfig,
+    open=world,
+    score="mean over all passages after the last edit",
+    describe=describe,
+    columns=columns,
+    conclude=conclude,
+    notes=notes,
+    pictures=(plot_matrices, plot_kl),
+)
+def continual(lab: Lab, config: ContinualConfig) -> None:
+    """Passages learnt one after another, for good: what is left of the first, and of all else?"""
+    task, orders, n = lab.task, range(config.orders), config.stages
+
+    def means(scores: list[list[float]]) -> list[Trial]:
+        return [
+            Trial(f"order {i + 1}", float(np.mean(scores[i])), grades=scores[i]) for i in orders
+        ]
+
+    def unedited() -> list[Trial]:
+        rewards = [trial.reward for trial in lab.plain(lab.held_out)]
+        return means([rewards[i * n : (i + 1) * n] for i in orders])
+
+    def measure(name: str, way: Way, write: Write, before: Before) -> None:
+        lives = [
+            lab.step(f"{name}, order {i + 1}", lambda: live(lab, config, way, write, before, i))
+            for i in orders
+        ]
+        lab.arm(name, lambda: means([life["scores"][-1] for life in lives]), over="no adaptation")
+
+    def own(passage: Passage) -> SelfEdit:
+        return task.edit(passage, task.notes(*lab.write([passage])))
+
+    lab.arm("no adaptation", unedited)
+    before = Before(lab.policy, task)
+    for name, way in WAYS.items():
+        measure(name, way, task.oracle, before)
+    if config.policy:  # the same writer throughout, as it is after what it learnt
+        measure("own notes, untaught", Way(), own, before)
+        lab.reset()
+        restore_policy(lab.policy, config.policy)
+        measure("own notes, taught", Way(), own, Before(lab.policy, task))
