@@ -24,6 +24,8 @@ import pytest
 import torch
 from fork_server import Ended, Server
 
+from minseal.lab.agent_folder import open_agent
+
 pytestmark = pytest.mark.faults
 TINY_DATA = Path(__file__).parent.parent / "tiny_data"
 KNOWLEDGE, FEWSHOT = str(TINY_DATA / "knowledge"), str(TINY_DATA / "fewshot")
@@ -246,6 +248,32 @@ def test_killed_at_random_moments(campaign, command):
     for day in days[::4]:
         day.append({"at": rng.randint(1, len(whole.operations)), "torn": True})
     campaign.try_all(command, days)
+
+
+def test_an_agent_killed_at_random_moments(campaign):
+    """While it learns and takes back: the weights before or after an edit, never between."""
+    lines = ["/learn Mamo Satov keeps a goose.", "/learn Mamo Satov works as a cook.", "/undo"]
+    lines += ["/learn Pari Tribek owns a rabbit.", "Where does Mamo Satov work?"]
+    words = ["chat", "--agent", "out", "--model", KNOWLEDGE]
+
+    def talk(n, **how):
+        cwd = campaign.fresh("chat")
+        (cwd / "lines").write_text("\n".join(lines[:n]) + "\n")
+        return cwd / "out", campaign.run(words, cwd, stdin=str(cwd / "lines"), **how)
+
+    def weights(folder):
+        agent = open_agent(folder, KNOWLEDGE)
+        agent.lock.release()
+        return b"".join(t.numpy().tobytes() for t in agent.model.state_dict().values())
+
+    whole = [talk(n) for n in range(len(lines) + 1)]
+    assert all(ended.code == 0 and not ended.err for _, ended in whole)
+    allowed, rng = {weights(folder) for folder, _ in whole}, random.Random("agent")
+    assert len(allowed) >= 3  # an edit may be rejected
+    for _ in range(MOMENTS):
+        after = rng.uniform(0.3, 1) * whole[-1][1].seconds
+        folder, ended = talk(len(lines), after=after, signal=signal.SIGKILL)
+        assert not indecent(ended) and weights(folder) in allowed, (after, ended)
 
 
 # ---- stopped ----

@@ -19,7 +19,7 @@ from ..lab.lab import EXPERIMENTS, Experiment, read_run, settings_of, walk
 from ..lab.run import Run, Step
 from ..lab.table import write_report
 from ..terminal import complain, hang_up, say
-from .ask import AskConfig, ask, chat
+from .ask import AskConfig, ChatConfig, ask, chat
 from .bench import BenchConfig, bench_inner
 from .convert import ConvertConfig, ExportConfig, convert, export
 from .learn import LearnConfig, learn
@@ -69,7 +69,7 @@ def commands() -> list[Command]:
         Command("show", ShowConfig, show, (puzzle,)),
         Command("learn", LearnConfig, learn, (("FILE", "text or Markdown (.md)", "+"),), KEPT),
         Command("ask", AskConfig, lambda *given: say(ask(*given)), (question,)),
-        Command("chat", AskConfig, chat, stopped="bye"),
+        Command("chat", ChatConfig, chat, stopped="bye"),
         Command("convert", ConvertConfig, convert, (weights, out)),
         Command("export", ExportConfig, export, (model, out)),
         Command("pretrain knowledge", PretrainConfig, pretrain_knowledge),

@@ -1,0 +1,106 @@
+"""Lives of agents in the toy world: what they are told, what they are asked, how often right."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator, default_rng
+
+from ..lab.agent import Agent, Answers
+from ..lab.lab import Lab
+from ..sample import sample
+from ..tasks.people import ATTRIBUTES, Person, draw_people, probes, question_line, write_passage
+
+EVERY = 4  # interactions: something is told in the first, three questions are asked in the others
+AGES = {1: 0, 8: 2, 32: 8}  # so many interactions ago -> so many things told since
+LONGEST = 8  # tokens of an answer
+KINDS = ("passage", "passage", "fact", "correction")  # what is told, one after another
+
+
+@dataclass
+class Stream:
+    """What one agent is told: [(text, the questions it answers, whether it is a correction)]."""
+
+    id: str
+    tells: list[tuple[str, Answers, bool]] = field(default_factory=list)
+
+
+def draw_stream(name: str, n: int, seed: int) -> Stream:
+    """Passages, single facts, and corrections of what was told: another value, another answer."""
+    rng, out = default_rng(seed), Stream(name)
+    people, known = draw_people(n, rng, strangers=True), []
+    for i in range(n):
+        kind, about, names = KINDS[i % len(KINDS)], i, list(ATTRIBUTES)
+        if kind == "correction":
+            about, name = known[rng.integers(len(known))]
+            people[about], names = changed(people[about], name, rng), [name]
+        elif kind == "fact":
+            names = [str(rng.choice(names))]
+        words = {name: people[about].words(name) for name in names}
+        text = write_passage(people[about], rng)
+        if len(names) == 1:
+            text = str(rng.choice(ATTRIBUTES[names[0]].facts)).format(**words[names[0]])
+        known += [(about, name) for name in names if kind != "correction"]
+        asked = {ATTRIBUTES[name].question.format(**w): w["t"] for name, w in words.items()}
+        out.tells.append((text, asked, kind == "correction"))
+    return out
+
+
+def changed(person: Person, name: str, rng: Generator) -> Person:
+    """The same person with another value of an attribute, which implies something else."""
+    implied = ATTRIBUTES[name].implied
+    others = [v for v, what in implied.items() if what != implied[person.values[name]]]
+    return replace(person, values={**person.values, name: str(rng.choice(others))})
+
+
+def live(lab: Lab, stream: Stream, agent: Agent | None = None, window: int = 0) -> dict[str, Any]:
+    """One life: shares of right answers by age after each thing told, and what was left at last.
+
+    window: so many texts, those told last, stand before every question.
+    """
+    start, tells, task = time.time(), stream.tells, lab.task
+    facts: dict[str, tuple[str, int]] = {}  # question -> (its answer now, when it was told)
+    general = probes(task.tokenizer)["general knowledge"]
+
+    def grades(asked: list[tuple[list[int], str]]) -> list[float]:
+        how = dict(max_tokens=LONGEST, temperature=0, stop=task.stop)
+        texts = sample(lab.policy, task.tokenizer, [ids for ids, _ in asked], **how)
+        return [float(said.strip() == answer) for (said,), (_, answer) in zip(texts, asked)]
+
+    def right(now: int, which: Callable[[int], Any], of: Sequence[Any]) -> list[float | None]:
+        """The share of right answers, after `now`, on the facts whose which(told when) is in of."""
+        view = "".join(f"{text}\n" for text, *_ in tells[: now + 1][-window:] if window)
+        asked = [(q, a, which(at)) for q, (a, at) in facts.items() if which(at) in of]
+        ids = [(task.tokenizer.begin(view + question_line(q)), a) for q, a, _ in asked]
+        graded = list(zip(grades(ids), (group for *_, group in asked)))
+        groups = [[grade for grade, group in graded if group == g] for g in of]
+        return [float(np.mean(group)) if group else None for group in groups]
+
+    out: dict[str, Any] = {"ages": [], "general": [], "kept": 0, "told": len(tells)}
+    for i, (text, answers, _) in enumerate(tells):
+        facts |= {question: (answer, i) for question, answer in answers.items()}
+        out["kept"] += agent.learn(text).kept if agent else 0
+        out["ages"].append(right(i, lambda at: i - at, [*AGES.values()]))
+        if (i + 1) % (len(tells) // 4) == 0:
+            out["general"].append(float(np.mean(grades(general))))
+    (out["corrected"],) = right(len(tells) - 1, lambda at: tells[at][2], [True])
+    out["score"] = last_quarter(out["ages"])[-1]
+    return out | {"seconds": round(time.time() - start, 1)}
+
+
+def last_quarter(ages: list[list[float | None]]) -> list[float]:
+    """The mean share of right answers for each age in the last quarter of a life."""
+    return np.nanmean(np.array(ages[-(len(ages) // 4) :], float), 0).tolist()
+
+
+def over_time(lives: list[dict[str, Any]]) -> dict[int, list[float | None]]:
+    """The mean over lives for each age, from the first thing told that is so old."""
+    out: dict[int, list[float | None]] = {age: [] for age in AGES}
+    for i, of_lives in enumerate(zip(*(life["ages"] for life in lives))):
+        for (age, back), of_age in zip(AGES.items(), zip(*of_lives)):
+            asked = [share for share in of_age if share is not None]
+            if i >= back:
+                out[age].append(float(np.mean(asked)) if asked else None)
+    return out
