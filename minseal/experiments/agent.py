@@ -112,5 +112,6 @@ def agent(lab: Lab, config: AgentRunConfig) -> None:
     arm("never edits", over="")
     arm("context window", window=config.window, rival=True)
     arm("edits always", gate=False, replay=0, rival=True)
+    arm("edits always, replay", gate=False, rival=True)
     arm("edits that help", gate=True, replay=0, series="agent", rival=True)
     arm("edits that help, replay", "edits always", gate=True, series="agent")

@@ -13,6 +13,8 @@ that makes it worse at what it knew is rejected, and leaves the weights as they 
 So an edit is taken back without a trace, and a folder (agent_folder.py) needs to hold no more.
 """
 
+import copy
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -49,9 +51,9 @@ class AgentConfig(Settings):
     """How an agent learns what it is told."""
 
     samples: int = 16  # questions that it asks itself about what it is told
-    sure: float = 0.7  # an answer counts that is so likely, or stands in the text
+    sure: float = 0.8  # an answer counts that is so likely, or stands in the text
     gate: bool = True  # keep an edit only if the rehearsal exam does not get worse
-    tolerance: float = 0.15  # by so much the likelihood of older answers may fall
+    tolerance: float = 0.25  # by so much the likelihood of older answers may fall
     exam: int = 16  # questions of the exam on older edits, and on what it knew; of more, a sample
     replay: int = 8  # so many of each are trained on again with a new edit
     seed: int = 0  # of all that is drawn
@@ -87,7 +89,7 @@ class Agent:
         knew: Answers | None = None,
     ) -> None:
         self.model, self.task, self.config = model, task, config
-        self.base = {name: value.clone() for name, value in model.state_dict().items()}
+        self.first = copy.deepcopy(model)  # as it was before it was told anything
         self.edits: list[Edit] = []
         self.states: list[dict[str, Tensor]] = []  # the adapter of each edit; {}: rejected
         self.knew = self.own_questions() if knew is None else knew
@@ -108,7 +110,9 @@ class Agent:
             against = adapters.failed.get(0) or exams and self.objection(before, after)
             edit.kept = not against
             state = adapters.state() if edit.kept else {}
-        passed = "the new answers are likelier, the older ones not much less" if exams else "no exam"
+        passed = (
+            "the new answers are likelier, the older ones not much less" if exams else "no exam"
+        )
         edit.why = against or passed
         edit.seconds = round(time.time() - start, 3)
         self.add(edit, state)
@@ -145,7 +149,7 @@ class Agent:
 
     def build(self) -> None:
         """The weights, from the base and the kept edits."""
-        self.model.load_state_dict(self.base)
+        self.model.load_state_dict(self.first.state_dict())
         for state in self.states:
             merge_state(self.model, state)
 
@@ -154,8 +158,9 @@ class Agent:
     def own_questions(self, text: str = "") -> Answers:
         """Questions that it asks itself, text in view, with answers that it is sure of.
 
-        About what the text does not say it asks, too, but what it makes up then is not likely. An
-        answer that it is sure of without the text is no news.
+        The model as it was in the beginning reads: what it learnt since would answer for the text
+        where the text corrects it. About what the text does not say it asks, too, but what it makes
+        up then is not likely. An answer that it is sure of without the text is no news.
         """
         reader = Knowledge(self.task.tokenizer, "self-qa")
         if isinstance(self.task, People):  # one question a sample, the one form that it has
@@ -171,12 +176,12 @@ class Agent:
         if len(ids) + most > (reads := self.model.config.block_size):
             raise UserError(f"the text makes {len(ids)} tokens; the model reads {reads - most}")
         how = dict(temperature=0.7, stop=stop, seed=self.seed(f"questions {text}"))
-        (texts,) = sample(self.model, reader.tokenizer, [ids], n, most, **how)
+        (texts,) = sample(self.first, reader.tokenizer, [ids], n, most, **how)
         notes = [note for written in texts for note in reader.notes(written)]
-        pairs = [(note.question, note.answer) for note in notes if isinstance(note, Question)]
-        pairs = list(dict.fromkeys(pairs))
-        seen = self.likelihoods(pairs, text)
-        unseen = self.likelihoods(pairs) if text else [0.0] * len(pairs)
+        asked = [note for note in notes if isinstance(note, Question) and fits(note, text)]
+        pairs = list(dict.fromkeys((note.question, note.answer) for note in asked))
+        seen = self.likelihoods(self.first, pairs, text)
+        unseen = self.likelihoods(self.first, pairs) if text else [0.0] * len(pairs)
         sure, best = self.config.sure, {}
         for (question, answer), p, without in zip(pairs, seen, unseen):
             if without < sure and (p >= sure or text and score(text, answer, "contains")):
@@ -184,7 +189,9 @@ class Agent:
         return {question: answer for question, (_, answer) in best.items()}
 
     @torch.no_grad()
-    def likelihoods(self, pairs: Iterable[tuple[str, str]], text: str = "") -> list[float]:
+    def likelihoods(
+        self, model: GPT, pairs: Iterable[tuple[str, str]], text: str = ""
+    ) -> list[float]:
         """How likely the answer is, as a whole, of each (question, answer), text in view or not."""
         documents, before = [], f"{text}\n" if text else ""
         for question, answer in pairs:
@@ -192,12 +199,12 @@ class Agent:
             documents.append(Document.completion(ids, self.task.tokenizer.encode(f" {answer}\n")))
         if not documents:
             return []
-        each = losses(self.model, [[[d]] for d in documents])  # (N,), means over tokens
+        each = losses(model, [[[d]] for d in documents])  # (N,), means over tokens
         return [p ** sum(d.weights) for p, d in zip(torch.exp(-each).tolist(), documents)]
 
     def certainty(self, answers: Answers) -> float:
         """The mean likelihood of answers, no text in view; of none 0."""
-        return float(np.mean(self.likelihoods(answers.items()) or [0.0]))
+        return float(np.mean(self.likelihoods(self.model, answers.items()) or [0.0]))
 
     def older(self) -> tuple[Answers, Answers]:
         """Questions of kept edits, the newest answer counts; and those from before all edits."""
@@ -212,6 +219,12 @@ class Agent:
 
     def seed(self, what: str) -> int:
         return mix_seed(self.config.seed, len(self.edits), what)
+
+
+def fits(note: Question, text: str) -> bool:
+    """Whether the names in a question stand in the text: a misspelt one is of somebody else."""
+    names = re.findall(r"(?<!^)\b[A-Z]\w*", note.question)
+    return not text or all(re.search(rf"\b{name}\b", text) for name in names)
 
 
 def told(text: str) -> Passage:

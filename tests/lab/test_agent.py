@@ -79,7 +79,7 @@ def test_a_rejected_edit_leaves_the_weights_as_they_were_and_undo_looks_past_it(
     edit = agent.learn(TEXTS[1])  # it knows no words, so it asks nothing
     assert not edit.kept and "no likelier" in edit.why and same(weights(agent), before)
     assert agent.undo().text == TEXTS[0] and agent.edits == []
-    assert same(weights(agent), agent.base)
+    assert same(weights(agent), agent.first.state_dict())
 
 
 def test_an_edit_whose_training_fails_is_rejected(untrained):
@@ -87,7 +87,7 @@ def test_an_edit_whose_training_fails_is_rejected(untrained):
     broken = replace(QUICK, inner=QuickConfig(lr=9e18, epochs=6, rank=2))
     agent = Agent(model, task_for(tokenizer), broken)
     edit = agent.learn(TEXTS[0])
-    assert not edit.kept and "became" in edit.why and same(weights(agent), agent.base)
+    assert not edit.kept and "became" in edit.why and same(weights(agent), agent.first.state_dict())
 
 
 @pytest.mark.parametrize("older, known, new, told", [
@@ -134,7 +134,7 @@ def test_what_it_knew_is_what_it_is_sure_of_with_no_text(pretrained):
     model, tokenizer = pretrained
     agent = Agent(model, task_for(tokenizer))
     assert agent.knew["Where does a nurse work?"] == "hospital"
-    assert min(agent.likelihoods(agent.knew.items())) >= agent.config.sure
+    assert min(agent.likelihoods(agent.model, agent.knew.items())) >= agent.config.sure
 
 
 # ---- folders ----
