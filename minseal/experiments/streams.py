@@ -11,6 +11,7 @@ from numpy.random import Generator, default_rng
 from ..lab.agent import Agent, Answers
 from ..lab.lab import Lab
 from ..sample import sample
+from ..tasks.passages import Passage
 from ..tasks.people import ATTRIBUTES, Person, draw_people, probes, question_line, write_passage
 
 EVERY = 4  # interactions: something is told in the first, three questions are asked in the others
@@ -19,17 +20,16 @@ LONGEST = 8  # tokens of an answer
 KINDS = ("passage", "passage", "fact", "correction")  # what is told, one after another
 
 
-@dataclass
-class Stream:
+@dataclass(frozen=True)
+class Stream(Passage):
     """What one agent is told: [(text, the questions it answers, whether it is a correction)]."""
 
-    id: str
-    tells: list[tuple[str, Answers, bool]] = field(default_factory=list)
+    tells: list[tuple[str, Answers, bool]] = field(kw_only=True)
 
 
 def draw_stream(name: str, n: int, seed: int) -> Stream:
     """Passages, single facts, and corrections of what was told: another value, another answer."""
-    rng, out = default_rng(seed), Stream(name)
+    rng, tells = default_rng(seed), []
     people, known = draw_people(n, rng, strangers=True), []
     for i in range(n):
         kind, about, names = KINDS[i % len(KINDS)], i, list(ATTRIBUTES)
@@ -44,8 +44,10 @@ def draw_stream(name: str, n: int, seed: int) -> Stream:
             text = str(rng.choice(ATTRIBUTES[names[0]].facts)).format(**words[names[0]])
         known += [(about, name) for name in names if kind != "correction"]
         asked = {ATTRIBUTES[name].question.format(**w): w["t"] for name, w in words.items()}
-        out.tells.append((text, asked, kind == "correction"))
-    return out
+        tells.append((text, asked, kind == "correction"))
+    now = {q: (a,) for _, asked, _ in tells for q, a in asked.items()}  # the newest answer counts
+    text = "\n".join(text for text, *_ in tells)
+    return Stream(name, "", text, tuple(now.items()), tells=tells)
 
 
 def changed(person: Person, name: str, rng: Generator) -> Person:
