@@ -27,7 +27,7 @@ class Stream(Passage):
     tells: list[tuple[str, Answers, bool]] = field(kw_only=True)
 
 
-def draw_stream(name: str, n: int, seed: int) -> Stream:
+def draw_stream(id: str, n: int, seed: int) -> Stream:
     """Passages, single facts, and corrections of what was told: another value, another answer."""
     rng, tells = default_rng(seed), []
     people, known = draw_people(n, rng, strangers=True), []
@@ -47,7 +47,7 @@ def draw_stream(name: str, n: int, seed: int) -> Stream:
         tells.append((text, asked, kind == "correction"))
     now = {q: (a,) for _, asked, _ in tells for q, a in asked.items()}  # the newest answer counts
     text = "\n".join(text for text, *_ in tells)
-    return Stream(name, "", text, tuple(now.items()), tells=tells)
+    return Stream(id, "", text, tuple(now.items()), tells=tells)
 
 
 def changed(person: Person, name: str, rng: Generator) -> Person:
