@@ -17,6 +17,7 @@ ARMS = [
     "never edits",
     "context window",
     "edits always",
+    "edits always, replay",
     "edits that help",
     "edits that help, replay",
 ]

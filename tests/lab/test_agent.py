@@ -13,8 +13,9 @@ from kills import kill_everywhere
 
 from minseal import UserError, load
 from minseal.files import load_tensors
-from minseal.lab.agent import Agent, AgentConfig, QuickConfig
+from minseal.lab.agent import Agent, AgentConfig, QuickConfig, fits
 from minseal.lab.agent_folder import open_agent, task_for
+from minseal.tasks.knowledge import Question
 from minseal.tasks.people import People, toy_passages
 
 TEXTS = ["Mamo Satov grew up in Jaipur.", "Mamo Satov keeps a goose.", "Pari Tribek owns a rabbit."]
@@ -91,8 +92,8 @@ def test_an_edit_whose_training_fails_is_rejected(untrained):
 
 
 @pytest.mark.parametrize("older, known, new, told", [
-    ((0.9, 0.7), (1, 1), (0, 1), "older edits"),
-    ((0.9, 0.9), (1, 0.8), (0, 1), "it knew"),
+    ((0.9, 0.6), (1, 1), (0, 1), "older edits"),
+    ((0.9, 0.9), (1, 0.7), (0, 1), "it knew"),
     ((0.9, 0.9), (1, 1), (0.5, 0.5), "no likelier"),
     ((0.9, 0.8), (1, 0.9), (0.5, 0.6), ""),
 ])  # fmt: skip
@@ -119,12 +120,12 @@ def test_it_asks_what_the_text_says_and_learns_it(pretrained):
     assert sum(edit.kept for edit in agent.edits) >= 2 and min(sorted(later)[1:]) > 0.5
 
 
-def test_what_it_is_told_again_is_no_news_and_a_correction_counts(pretrained):
+def test_what_it_learnt_does_not_answer_for_a_text_that_corrects_it(pretrained):
     model, tokenizer = pretrained
     agent = Agent(model, task_for(tokenizer), AgentConfig(gate=False))
     question = "Which country is Mamo Satov from?"
     assert agent.learn("Mamo Satov grew up in Jaipur.").questions[question] == "India"
-    assert question not in agent.own_questions("Mamo Satov grew up in Jaipur.")
+    assert agent.own_questions("Mamo Satov grew up in Jaipur.")[question] == "India"
     agent.learn("Mamo Satov grew up in Gdansk.")
     assert agent.older()[0][question] == "Poland"
     assert agent.certainty({question: "Poland"}) > agent.certainty({question: "India"})
@@ -219,3 +220,14 @@ def test_a_damaged_folder_is_one_line(name, damage, lived, tmp_path):
     path.unlink() if damage is None else path.write_text(damage)
     with pytest.raises(UserError):
         open_agent(tmp_path / "a")
+
+
+@pytest.mark.parametrize("question, stands", [
+    ("Which country is Mamo Satov from?", True),
+    ("Which country is Mano Satov from?", False),
+    ("Where does Mamo work?", True),
+    ("Mamo Satov is from?", True),
+    ("Who met Satovs?", False),
+])  # fmt: skip
+def test_names_in_a_question_stand_in_the_text(question, stands):
+    assert fits(Question(question, "India"), TEXTS[0]) == stands
