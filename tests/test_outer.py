@@ -261,9 +261,9 @@ def count_adapters(monkeypatch):
     """A list that will hold the number of adapters of every later inner loop."""
     sizes, real = [], outer.adapt
 
-    def counting(model, edits, *rest):
+    def counting(model, edits, *rest, **more):
         sizes.append(len(edits))
-        return real(model, edits, *rest)
+        return real(model, edits, *rest, **more)
 
     monkeypatch.setattr(outer, "adapt", counting)
     return sizes

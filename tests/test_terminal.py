@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minseal.commands import cli
-from minseal.commands.ask import AskConfig, chat
+from minseal.commands.ask import ChatConfig, chat
 from minseal.commands.cli import main
 from minseal.tasks.arc import to_json
 from minseal.tasks.rules import toy_puzzles
@@ -83,7 +83,7 @@ def test_an_answer_of_a_model_is_spelt_out_in_ask_and_chat(monkeypatch, capsys):
     monkeypatch.setattr("minseal.commands.ask.sample", lambda *a, **k: [[f"A {TITLE} B"]])
     main(["ask", "What?", "--model", "tiny_data/knowledge"])
     lines = iter(["Hello?", ""])
-    chat(AskConfig("tiny_data/knowledge"), read=lambda prompt: next(lines))
+    chat(ChatConfig("tiny_data/knowledge"), read=lambda prompt: next(lines))
     out = capsys.readouterr().out
     assert out.count(f"A {SAFE} B") == 2 and "\x1b" not in out
 

@@ -50,6 +50,7 @@ def describe(run: Run, step: Step) -> dict[str, Any]:
     more = {k: float(np.mean([life[k] for life in lives])) for k in ("corrected", "kept")}
     general = np.mean([life["general"] for life in lives], 0).tolist()
     more |= {"general": general[-1], "general by quarter": general, "over time": over_time(lives)}
+    more["seconds"] = sum(t.seconds for t in step.trials)  # of the lives, steps of their own
     return dict(zip((f"{age} ago" for age in AGES), last)) | more
 
 
@@ -107,7 +108,8 @@ def agent(lab: Lab, config: AgentRunConfig) -> None:
 
     def arm(name: str, over: str = "never edits", **how: Any) -> None:
         declared = {k: how.pop(k) for k in ("series", "rival") if k in how}
-        lab.arm(name, lambda: measure(name, **how), over=over, **declared)
+        trials = measure(name, **how)
+        lab.arm(name, lambda: trials, over=over, **declared)
 
     arm("never edits", over="")
     arm("context window", window=config.window, rival=True)

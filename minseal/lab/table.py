@@ -219,7 +219,7 @@ def conclusions(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     """The sentences below the table that every experiment has."""
     n, config = results["arms"][0]["n"], results["config"]
     world = config.get("world_seed", config.get("rules_seed", ""))
-    measured = [config.get("data") or f"toy world {world}"]
+    measured = [config.get("data") or f"toy world {world}".strip()]
     for name, words in (("seed", "seed"), ("model", "model"), ("grade", "graded by")):
         measured += [f"{words} {config[name]}"] if name in config else []
     out = [
