@@ -13,7 +13,7 @@ import numpy as np
 
 from ..config import ModelConfig, mix_seed
 from ..inner import InnerConfig
-from ..lab.forgetting import Before, Way
+from ..lab.forgetting import WAYS, Before, Way
 from ..lab.lab import Lab, experiment, restore_policy
 from ..lab.run import Run
 from ..open_models.load import load
@@ -43,17 +43,6 @@ class ContinualConfig(ModelConfig):
 
 
 Write = Callable[[Passage], SelfEdit]
-PULL = 0.01  # found on other passages: more keeps the model from learning
-WAYS = {
-    "sequential": Way(),
-    "three times the rate": Way(rate=3),
-    "a third of the rate": Way(rate=1 / 3),
-    "half merged": Way(merge=0.5),
-    "L2 to the base": Way(pull=PULL),
-    "replay: own samples": Way(samples=8),
-    "replay: notes": Way(notes=True),
-    "replay: notes, L2": Way(notes=True, pull=PULL),
-}
 
 
 def world(config: ContinualConfig, run: Run) -> Lab:

@@ -107,3 +107,16 @@ class Way:
             state = adapters.state()
             adapters.load({**state, "scale": self.merge * state["scale"]})
             adapters.merge()
+
+
+PULL = 0.01  # found on other passages
+WAYS = {
+    "sequential": Way(),
+    "three times the rate": Way(rate=3),
+    "a third of the rate": Way(rate=1 / 3),
+    "half merged": Way(merge=0.5),
+    "L2 to the base": Way(pull=PULL),
+    "replay: own samples": Way(samples=8),
+    "replay: notes": Way(notes=True),
+    "replay: notes, L2": Way(notes=True, pull=PULL),
+}
