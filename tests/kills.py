@@ -1,4 +1,4 @@
-"""SIGKILL at every file operation."""
+"""Stopped and killed: Ctrl-C as a step is done, SIGKILL at every file operation."""
 
 import subprocess
 import sys
@@ -69,3 +69,16 @@ def kill_everywhere(module, root):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return int(done.stdout.split()[-1])
+
+
+def stop_at(n):
+    """For Run(on_step=): Ctrl-C as the n-th step is done, read back or not."""
+    left = n
+
+    def on_step(step, new):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    return on_step

@@ -8,9 +8,7 @@ import os
 import secrets
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ..config import from_json
@@ -30,7 +28,7 @@ from ..files import (
     write_tensors,
 )
 from ..open_models.load import load
-from ..open_models.peft import fingerprint
+from ..open_models.peft import fingerprint, has_fingerprint
 from ..tasks.knowledge import Knowledge
 from ..tasks.people import People
 from ..tokenizer import Tokenizer
@@ -112,8 +110,7 @@ def open_agent(
     elif not model:
         raise UserError(f"no agent in {folder}: to make one there, --model names its model")
     gpt, tokenizer = load(model or str(about.get("model")), device, dtype)
-    marks = fingerprint(gpt)
-    if about and not is_near(about.get("fingerprint"), marks):
+    if about and not has_fingerprint(gpt, about["fingerprint"], path):
         raise UserError(f"{folder} is an agent of another {about.get('model')}: its weights differ")
     knew = (
         from_json(Edit, {"text": "", "questions": about["knew"]}, path).questions if about else None
@@ -121,15 +118,7 @@ def open_agent(
     agent = FolderAgent(gpt, task_for(tokenizer), config, knew)
     agent.folder, agent.lock = folder, hold(folder)
     if not about:
-        about = {"model": model, "settings": asdict(config), "fingerprint": marks}
+        about = {"model": model, "settings": asdict(config), "fingerprint": fingerprint(gpt)}
         write_folder(folder, {path.name: write_json({**about, "knew": agent.knew})})
     agent.read()
     return agent
-
-
-def is_near(there: Any, here: list[float]) -> bool:
-    """Whether two fingerprints are of one model, in whatever precision."""
-    try:
-        return np.allclose(there, here, rtol=0.05, atol=1e-3)
-    except (TypeError, ValueError):
-        return False

@@ -178,11 +178,6 @@ def report_parts(
     return rows, sentences, blocks
 
 
-def table(experiment: Experiment, results: dict[str, Any]) -> str:
-    """A row for each arm, as text."""
-    return aligned(table_rows(experiment, results), left=LEFT)
-
-
 def table_rows(experiment: Experiment, results: dict[str, Any]) -> list[list[str]]:
     """A header, and a row for each arm: a text each cell."""
 

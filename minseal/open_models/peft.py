@@ -104,13 +104,8 @@ def load_adapter(
             raise UserError(f"{path}: {key!r:.60} is {value!r:.60}; {how}")
     base = settings.get("base_model_name_or_path")
     other = f"{path} was made for another model ({base!r:.80}) than {name}"
-    here = fingerprint(model)
-    there = read_json(ours).get("fingerprint", here) if ours.is_file() else here
-    if not isinstance(there, list) or len(there) != len(here) or not all(map(is_number, there)):
-        raise UserError(f"{ours}: fingerprint is {there!r:.60}; expected {len(here)} numbers")
-    if not torch.allclose(
-        torch.tensor(there, dtype=torch.float), torch.tensor(here), rtol=0.05, atol=1e-3
-    ):
+    told = read_json(ours) if ours.is_file() else {}
+    if "fingerprint" in told and not has_fingerprint(model, told["fingerprint"], ours):
         raise UserError(f"{other}: their weights differ")
     ranks = _Ranks(settings, path)
     pairs = _match(ranks, read_safetensors(weights), model, other)
@@ -212,6 +207,15 @@ def fingerprint(model: GPT) -> list[float]:
     W = layer.weight if isinstance(layer, nn.Linear) else layer.base.weight  # adapters attached
     flat = W.detach().flatten()
     return [round(x, 4) for x in flat[:: max(1, len(flat) // 16)][:16].float().tolist()]
+
+
+def has_fingerprint(model: GPT, there: Any, where: Path) -> bool:
+    """Whether it is this model's, in whatever precision. UserError if it is none; where it lies."""
+    here = fingerprint(model)
+    if not isinstance(there, list) or len(there) != len(here) or not all(map(is_number, there)):
+        raise UserError(f"{where}: fingerprint is {there!r:.60}; expected {len(here)} numbers")
+    both = torch.tensor(there, dtype=torch.float), torch.tensor(here)
+    return torch.allclose(*both, rtol=0.05, atol=1e-3)
 
 
 def _suffix(name: str) -> str:

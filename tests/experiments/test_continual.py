@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from kills import stop_at
 
 from minseal import InnerConfig, UserError
 from minseal.experiments import continual as module
@@ -72,17 +73,8 @@ def test_each_order_begins_with_the_same_model_and_passages_of_its_own(finished)
 
 
 def test_stopped_and_resumed_gives_the_same(finished, tmp_path):
-    left = 3
-
-    def stop_there(step, new):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        go(SMALL, tmp_path / "run", stop_there)
-    left = 0
+        go(SMALL, tmp_path / "run", stop_at(3))
     results, run = go(SMALL, tmp_path / "run")
     values = lambda run: {name: step.value for name, step in run.steps.items() if step.value}
     assert values(run) == values(finished[1])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import events, without_seconds
+from kills import stop_at
 from mutations import reports_of_mutations
 
 from minseal import InnerConfig, OuterConfig, People, SelfEdit, UserError, adapt, exam, toy_passages
@@ -134,15 +135,6 @@ def test_pictures(finished):
 
 def test_stopped_and_resumed_gives_the_same(finished, tmp_path):
     config, _, results = finished
-
-    def stop_at(n):
-        def on_step(step, new):
-            nonlocal n
-            n -= 1
-            if n == 0:
-                raise KeyboardInterrupt
-
-        return on_step
 
     for n in (2, 5, 12):
         with pytest.raises(KeyboardInterrupt):

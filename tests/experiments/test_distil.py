@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import events, without_seconds
+from kills import stop_at
 
 from minseal import InnerConfig, People, SelfEdit, Tokenizer, UserError, adapt, toy_passages
 from minseal.experiments.distil import DistilConfig, Lesson, ask_oneself, distillation, with_view
 from minseal.inner import losses, pack
 from minseal.lab.lab import EXPERIMENTS, Lab, settings_of, walk
 from minseal.lab.run import Run
-from minseal.lab.table import summarise, table
+from minseal.lab.table import summarise, table_rows
 from minseal.lora import LoRAConfig, attach
 from minseal.selfedit import InvalidSelfEdit
 from minseal.tasks.knowledge import Note
@@ -191,7 +192,7 @@ def test_both_losses_have_the_same_tokens_and_texts(finished):
     folder, results = finished
     arms = {a["arm"]: a for a in results["arms"]}
     pairs = [(name, f"{name}, distilled") for name in arms if f"{name}, distilled" in arms]
-    assert len(pairs) == 4 and "tokens" in table(EXPERIMENTS["distil"], results)
+    assert len(pairs) == 4 and "tokens" in table_rows(EXPERIMENTS["distil"], results)[0]
     written = {}
     for event in events(folder):
         if "context" in event:
@@ -203,15 +204,6 @@ def test_both_losses_have_the_same_tokens_and_texts(finished):
 
 
 def test_stopped_and_resumed_gives_the_same(finished, config, tmp_path):
-    def stop_at(n):
-        def on_step(step, new):
-            nonlocal n
-            n -= 1
-            if n == 0:
-                raise KeyboardInterrupt
-
-        return on_step
-
     for n in (2, 5, 9):
         with pytest.raises(KeyboardInterrupt):
             go(config, tmp_path / "run", stop_at(n))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kills import stop_at
 from mutations import reports_of_mutations
 
 from minseal import GPT, InnerConfig, OuterConfig, UserError, load, save
@@ -97,15 +98,6 @@ def test_only_the_policy_writes_its_own_self_edits(finished):
 @pytest.mark.parametrize("stops", [(2, 5), (7, 8), (9,)], ids=str)
 def test_stopped_and_resumed_gives_the_same(finished, tmp_path, stops):
     config, _, run = finished
-
-    def stop_at(n):
-        def on_step(step, new):
-            nonlocal n
-            n -= 1
-            if n == 0:
-                raise KeyboardInterrupt
-
-        return on_step
 
     for n in stops:
         with pytest.raises(KeyboardInterrupt):

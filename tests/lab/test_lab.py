@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import events, without_seconds
+from kills import stop_at
 
 from minseal import InnerConfig, People, Trial, UserError, exam, load, merge_state, toy_passages
 from minseal.commands.cli import main
@@ -175,15 +176,6 @@ def test_the_matrix_has_a_row_for_each_place_and_a_column_for_each_context(finis
 def test_stopped_and_resumed_gives_the_same(finished, tmp_path, stops):
     """Ctrl-C as the n-th step is done, read back or not; at even n it has learnt, not asked."""
     config, folder, results = finished
-
-    def stop_at(n):
-        def on_step(step, new):
-            nonlocal n
-            n -= 1
-            if n == 0:
-                raise KeyboardInterrupt
-
-        return on_step
 
     for n in stops:
         with pytest.raises(KeyboardInterrupt):

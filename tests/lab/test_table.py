@@ -12,7 +12,15 @@ from minseal.experiments.knowledge import KnowledgeConfig
 from minseal.lab.lab import EXPERIMENTS, settings_of
 from minseal.lab.plots import plots
 from minseal.lab.run import Run
-from minseal.lab.table import conclusions, summarise, table, text_report, write_report
+from minseal.lab.table import (
+    LEFT,
+    aligned,
+    conclusions,
+    summarise,
+    table_rows,
+    text_report,
+    write_report,
+)
 
 KNOWLEDGE = EXPERIMENTS["knowledge"]
 CONFIG = settings_of(
@@ -193,7 +201,7 @@ def test_unfinished_runs_are_summed_up_as_far_as_they_go(tmp_path):
 
 def test_the_table_has_a_line_for_every_arm(tmp_path):
     results = summarise(made_up(tmp_path / "r"), KNOWLEDGE)
-    lines = table(KNOWLEDGE, results).splitlines()
+    lines = aligned(table_rows(KNOWLEDGE, results), left=LEFT).splitlines()
     assert len(lines) == 2 + len(ARMS) and len({len(line) for line in lines[:2]}) == 1
     for line, arm in zip(lines[2:], results["arms"]):
         assert line.startswith(arm["arm"])
@@ -203,7 +211,7 @@ def test_the_table_has_a_line_for_every_arm(tmp_path):
     assert "implies" in lines[0] and "30%" in own
     for arm in results["arms"]:
         arm["mix"] = None  # real passages: nothing can tell the kinds of note
-    assert "implies" not in table(KNOWLEDGE, results)
+    assert "implies" not in table_rows(KNOWLEDGE, results)[0]
 
 
 def test_no_arm_is_called_better_unless_its_interval_is_clear_of_nought(tmp_path):
