@@ -21,6 +21,7 @@ def commands_in_readme():
     return [re.split(r"  +[a-z#]|\s#\s", line)[0].strip() for line in found]
 
 
+@pytest.mark.tutorials  # it is one, and takes a round of the outer loop
 def test_the_library_snippet_runs_and_the_outer_loop_helps(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)  # it needs no clone
     (snippet,) = [code for language, code in BLOCKS if language == "python"]
