@@ -62,7 +62,7 @@ def train_all(edits, row_tokens, E, P, W, A, B, scale):
     with attach(model, len(edits), LoRAConfig(len(A))) as adapters:
         start = {"blocks.0.up.A": A[None], "blocks.0.up.B": B[None], "scale": torch.tensor(scale)}
         adapters.load(start)
-        inner.train(model, adapters, courses, "none", None)
+        inner.train(model, adapters, courses, "none", None, inner.losses)
         state = adapters.state()
     failed = [c.failed and f"{c.failed} (step {len(c.losses)})" for c in courses]
     return adapters.losses, state["blocks.0.up.A"], state["blocks.0.up.B"], failed
