@@ -17,6 +17,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -168,13 +169,13 @@ def _default(field: Field) -> Any:
     return field.default if field.default is not MISSING else field.default_factory()
 
 
+@cache  # Python parses a class's whole file to find it
 def _comments(settings: type) -> dict[str, str]:
     """{field: the comment on its line}, or on the line that ends a long default."""
-    out: dict[str, str] = {}
-    for cls in filter(is_dataclass, reversed(settings.__mro__)):
-        pattern = r"^    (\w+): (?:[^#\n]*\(\n(?:     .*\n)*    \))?[^#\n]*  # (.*)$"
-        out |= dict(re.findall(pattern, inspect.getsource(cls), re.MULTILINE))
-    return out
+    pattern = r"^    (\w+): (?:[^#\n]*\(\n(?:     .*\n)*    \))?[^#\n]*  # (.*)$"
+    inherited = (_comments(base) for base in reversed(settings.__bases__) if is_dataclass(base))
+    own = dict(re.findall(pattern, inspect.getsource(settings), re.MULTILINE))
+    return {name: told for part in (*inherited, own) for name, told in part.items()}
 
 
 def _reader(kind: Any) -> Callable[[str], Any]:

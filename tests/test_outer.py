@@ -290,11 +290,21 @@ def test_what_is_rewarded_is_written_more_often_and_without_the_reward_it_is_not
     random control have a share of their own, 0.03 to either side: the policy may move so far too.
     """
     model, tokenizer = pretrained
-    task, rise = AskedFor(tokenizer, edit_tokens=120), {}
+    task, rise, kept = AskedFor(tokenizer, edit_tokens=60), {}, {}
+
+    def step(name, compute):
+        """Both ways to choose are shown the same texts."""
+        if "M-step" in name:
+            return compute()
+        if name not in kept:
+            kept[name] = compute()
+        return kept[name]
+
     for select in ("best", "random"):
         policy, m_step = copy.deepcopy(model), replace(M_STEP, epochs=6)
         config = OuterConfig(1, 32, 6, select=select, m_step=m_step)
-        history = outer_loop(policy, task, toy_passages(32, 0), config, INNER, reward=steps_taken)
+        contexts = toy_passages(32, 0)
+        history = outer_loop(policy, task, contexts, config, INNER, reward=steps_taken, step=step)
         prompts = [task.prompt(c) for c in toy_passages(32, 1)]  # about other people
         texts = sample(policy, tokenizer, prompts, 4, task.edit_tokens)
         after = [share_of_questions(text) for written in texts for text in written]

@@ -1,6 +1,7 @@
 """The shape of the house: who imports whom, what is typed, how long it is, what it needs."""
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -58,21 +59,25 @@ def room_of(module):
     return module.split(".")[0]
 
 
+@functools.cache
+def import_nodes(text):
+    """Wherever in the file they are."""
+    return [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.Import, ast.ImportFrom))]
+
+
 def imports_of(module, text, modules):
     """(modules of minseal, names of other packages), wherever in the file they are imported."""
     inside, outside = set(), set()
     is_folder = any(m.startswith(f"{module}.") for m in modules) or module == ""
     parts = ["minseal", *filter(None, module.split("."))]
     here = parts if is_folder else parts[:-1]
-    for node in ast.walk(ast.parse(text)):
+    for node in import_nodes(text):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = here[: len(here) - node.level + 1] if node.level else []
             base = [*base, *filter(None, (node.module or "").split("."))]
             names = [".".join([*base, alias.name]) for alias in node.names]
-        else:
-            continue
         for name in names:
             first, *rest = name.split(".")
             if first != "minseal":

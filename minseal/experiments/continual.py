@@ -3,6 +3,7 @@
 Every stage trains an adapter on one more passage and merges it (paper section 5). The notes are
 the exam's questions with their answers, what a perfect policy would write: measured is what is
 forgotten, not what is written. With --policy, that policy and the untaught one write their own.
+A part of the passages says what the model knows already, as it knows a part of SQuAD's.
 """
 
 from collections.abc import Callable
@@ -21,8 +22,10 @@ from ..outer import Trial
 from ..rewards import exam
 from ..selfedit import Document, SelfEdit
 from ..tasks.passages import Passage
-from ..tasks.people import People, toy_passages
+from ..tasks.people import People, mixed_passages
 from .continual_report import columns, conclude, describe, notes, plot_kl, plot_matrices
+
+Write = Callable[[Passage], SelfEdit]
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,14 @@ class ContinualConfig(ModelConfig):
     seed: int = 0  # of sampling and of the adapters' first weights
     world_seed: int = 0  # which people the toy world holds
     orders: int = 16  # how often it is done, each time with other passages
-    stages: int = 8  # passages that are learnt one after another
+    strangers: int = 5  # passages of an order about people whom the model has never met
+    known: int = 3  # and about people whom it knows from pretraining
     policy: str = ""  # a folder of `minseal run knowledge`: own notes before and after it
-    inner: InnerConfig = InnerConfig(lr=4e-3, epochs=5)
+    inner: InnerConfig = InnerConfig(lr=6e-3, epochs=4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(seed=0, world_seed=0, orders=1, stages=2)
-
-
-Write = Callable[[Passage], SelfEdit]
+        self.at_least(seed=0, world_seed=0, orders=1, strangers=2, known=0)
 
 
 def world(config: ContinualConfig, run: Run) -> Lab:
@@ -51,28 +52,26 @@ def world(config: ContinualConfig, run: Run) -> Lab:
     Their oracle's notes are the exam's questions with their answers.
     """
     policy, tokenizer = load(config.model, config.device, config.dtype)
-    passages = toy_passages(config.orders * config.stages, config.world_seed)
-    held_out = [replace(passage, oracle=()) for passage in passages]
+    orders = mixed_passages(config.orders, config.strangers, config.known, config.world_seed)
+    held_out = [replace(passage, oracle=()) for order in orders for passage in order]
     return Lab(policy, People(tokenizer), [], held_out, run, config.inner, seed=config.seed)
 
 
 def live(
-    lab: Lab, config: ContinualConfig, way: Way, write: Write, before: Before, order: int
+    lab: Lab, passages: list[Passage], way: Way, write: Write, before: Before, seed: int
 ) -> dict[str, Any]:
-    """Learn an order's passages, and sit all their exams before the first and after each."""
+    """Learn passages one after another; sit all their exams before the first and after each."""
     lab.policy.load_state_dict(before.weights)
-    passages = lab.held_out[order * config.stages :][: config.stages]
     sit = lambda: [outcome.reward for outcome in exam(lab.policy, lab.task, passages)]
-    left = {"scores": [sit()], "general": [before.general_knowledge()], "kl": [before.kl()]}
+    left: dict[str, Any] = {"scores": [sit()], "general": [before.general_knowledge()]}
     earlier: list[Document] = []
     for stage, passage in enumerate(passages):
-        edit, seed = write(passage), mix_seed(lab.seed, order, stage)
-        way.learn(lab.policy, edit, earlier, lab.inner, before, seed)
+        edit = write(passage)
+        way.learn(lab.policy, edit, earlier, lab.inner, before, mix_seed(seed, stage))
         earlier += edit.documents
         left["scores"].append(sit())
         left["general"].append(before.general_knowledge())
-        left["kl"].append(before.kl())
-    return left
+    return left | {"kl": before.kl()}
 
 
 @experiment(
@@ -88,29 +87,27 @@ def live(
 )
 def continual(lab: Lab, config: ContinualConfig) -> None:
     """Passages learnt one after another, for good: what is left of the first, and of all else?"""
-    task, orders, n = lab.task, range(config.orders), config.stages
+    task, n, before = lab.task, config.strangers + config.known, Before(lab.policy, lab.task)
 
     def means(scores: list[list[float]]) -> list[Trial]:
-        return [
-            Trial(f"order {i + 1}", float(np.mean(scores[i])), grades=scores[i]) for i in orders
-        ]
+        return [Trial(f"order {i + 1}", float(np.mean(s)), grades=s) for i, s in enumerate(scores)]
 
     def unedited() -> list[Trial]:
         rewards = [trial.reward for trial in lab.plain(lab.held_out)]
-        return means([rewards[i * n : (i + 1) * n] for i in orders])
+        return means([rewards[i : i + n] for i in range(0, len(rewards), n)])
 
     def measure(name: str, way: Way, write: Write, before: Before) -> None:
-        lives = [
-            lab.step(f"{name}, order {i + 1}", lambda: live(lab, config, way, write, before, i))
-            for i in orders
-        ]
+        lives = []
+        for i in range(config.orders):
+            passages, seed = lab.held_out[i * n :][:n], mix_seed(lab.seed, i)
+            go = lambda: live(lab, passages, way, write, before, seed)
+            lives.append(lab.step(f"{name}, order {i + 1}", go))
         lab.arm(name, lambda: means([life["scores"][-1] for life in lives]), over="no adaptation")
 
     def own(passage: Passage) -> SelfEdit:
         return task.edit(passage, task.notes(*lab.write([passage])))
 
     lab.arm("no adaptation", unedited)
-    before = Before(lab.policy, task)
     for name, way in WAYS.items():
         measure(name, way, task.oracle, before)
     if config.policy:  # the same writer throughout, as it is after what it learnt

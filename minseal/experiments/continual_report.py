@@ -12,7 +12,7 @@ Results = dict[str, Any]
 
 
 def lives(run: Run, name: str) -> dict[str, np.ndarray]:
-    """What an arm left after each edit: scores (orders, 1 + stages, stages), general, kl (., .)."""
+    """What an arm left: scores (orders, 1 + stages, stages), general (., 1 + stages), kl (.,)."""
     found = [s.value for key, s in run.steps.items() if key.startswith(f"{name}, order ")]
     return {what: np.array([life[what] for life in found]) for what in ("scores", "general", "kl")}
 
@@ -27,14 +27,14 @@ def describe(run: Run, step: Step) -> Results:
     names = ("general", "kl", "at_once", "earlier", "earlier_gain", "forgetting")
     empty = dict.fromkeys(names)
     left = lives(run, step.name)
-    if not len(left["kl"]):
+    if not left["kl"].size:
         return empty
     scores = left["scores"]
     earlier = scores[:, -1, :-1].mean(1)  # (orders,): all passages but the last
     at_once = scores[:, 1:].diagonal(axis1=1, axis2=2)  # (orders, stages): just learnt
     values = (
         left["general"][:, -1],
-        left["kl"][:, -1],
+        left["kl"],
         at_once.mean(1),
         earlier,
         earlier - scores[:, 0, :-1].mean(1),
@@ -60,7 +60,7 @@ def columns(results: Results) -> tuple[list[str], Any]:
 def conclude(run: Run, results: Results, resamples: int = 2000) -> Results:
     """Rank correlation of KL with what was forgotten, over arms and orders, orders resampled."""
     there = [lives(run, a["arm"]) for a in arms(results)]
-    kl = np.array([left["kl"][:, -1] for left in there])  # (arms, orders)
+    kl = np.array([left["kl"] for left in there])  # (arms, orders)
     scores = np.array([left["scores"] for left in there])  # (arms, orders, 1 + stages, stages)
     at_once = scores[:, :, 1:].diagonal(axis1=2, axis2=3)[..., :-1]  # (arms, orders, stages - 1)
     forgotten = {
@@ -128,7 +128,7 @@ def plot_kl(run: Run, results: Results, save: Any) -> None:
             axes.spines[["top", "right"]].set_visible(False)
             for i, a in enumerate(arms(results)):
                 left = lives(run, a["arm"])
-                scores, kl = left["scores"], left["kl"][:, -1]
+                scores, kl = left["scores"], left["kl"]
                 if what == "passages":
                     once = scores[:, 1:].diagonal(axis1=1, axis2=2)[:, :-1].mean(1)
                     lost = once - scores[:, -1, :-1].mean(1)

@@ -112,7 +112,6 @@ class Way:
 PULL = 0.01  # found on other passages
 WAYS = {
     "sequential": Way(),
-    "three times the rate": Way(rate=3),
     "a third of the rate": Way(rate=1 / 3),
     "half merged": Way(merge=0.5),
     "L2 to the base": Way(pull=PULL),

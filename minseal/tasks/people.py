@@ -81,12 +81,27 @@ class People(Knowledge):
 def toy_passages(n: int, world_seed: int) -> list[PersonPassage]:
     """n passages about n strangers: people whom pretraining never names."""
     rng = default_rng(world_seed)
-    passages = []
-    for person in draw_people(n, rng, strangers=True):
-        text, oracle = write_passage(person, rng), tuple(write_implications(person, rng))
-        exam = tuple((question, (answer,)) for question, answer in exam_on(person))
-        passages.append(PersonPassage(person.name, "", text, exam, oracle, person=person))
-    return passages
+    return [_passage(person, rng) for person in draw_people(n, rng, strangers=True)]
+
+
+def mixed_passages(
+    orders: int, strangers: int, known: int, world_seed: int
+) -> list[list[PersonPassage]]:
+    """For each order, passages about so many strangers and so many of KNOWN_PEOPLE, shuffled."""
+    rng, n = default_rng(world_seed), orders * known
+    if n > len(KNOWN_PEOPLE):
+        raise UserError(f"{n} people whom the model knows; there are {len(KNOWN_PEOPLE)}")
+    familiar = rng.choice(len(KNOWN_PEOPLE), size=n, replace=False)
+    old = [_passage(KNOWN_PEOPLE[i], rng) for i in familiar]
+    new = toy_passages(orders * strangers, world_seed)
+    each = [new[i::orders] + old[i::orders] for i in range(orders)]
+    return [[order[j] for j in rng.permutation(len(order))] for order in each]
+
+
+def _passage(person: Person, rng: Generator) -> PersonPassage:
+    text, oracle = write_passage(person, rng), tuple(write_implications(person, rng))
+    exam = tuple((question, (answer,)) for question, answer in exam_on(person))
+    return PersonPassage(person.name, "", text, exam, oracle, person=person)
 
 
 def _implied(text: str) -> dict[str, str]:

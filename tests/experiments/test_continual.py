@@ -14,8 +14,9 @@ from minseal.lab.evidence import interval, paired
 from minseal.lab.lab import EXPERIMENTS, settings_of, walk
 from minseal.lab.run import Run
 from minseal.lab.table import text_report, write_report
+from minseal.tasks.people import KNOWN_PEOPLE
 
-SMALL = ContinualConfig(orders=2, stages=2, inner=InnerConfig(epochs=3))
+SMALL = ContinualConfig(orders=2, strangers=2, known=0, inner=InnerConfig(epochs=3))
 EXPERIMENT = EXPERIMENTS["continual"]
 WAYS = {"sequential": Way(), "replay: notes": Way(notes=True)}
 
@@ -52,9 +53,11 @@ def test_the_table_is_what_the_log_says(finished):
         assert a["forgetting"][0] == pytest.approx(np.mean([f[1] - f[2] for f in first]))
         now = [(life["scores"][1][0] + life["scores"][2][1]) / 2 for life in lives]
         assert a["at_once"][0] == pytest.approx(np.mean(now))
-        for what in ("general", "kl"):
-            expected = interval([life[what][-1] for life in lives])
-            assert a[what] == json.loads(json.dumps(expected))
+        for what, last in (
+            ("general", [life["general"][-1] for life in lives]),
+            ("kl", [life["kl"] for life in lives]),
+        ):
+            assert a[what] == json.loads(json.dumps(interval(last)))
     text = text_report(run, EXPERIMENT, results)
     assert "general knowledge" in text and "rank correlation of KL" in text
     assert (run.folder / "matrix.png").exists() and (run.folder / "kl.png").exists()
@@ -65,10 +68,9 @@ def test_each_order_begins_with_the_same_model_and_passages_of_its_own(finished)
     for i in (1, 2):
         lives = [run.steps[f"{name}, order {i}"].value for name in WAYS]
         assert lives[0]["scores"][0] == lives[1]["scores"][0]
-        assert [life["kl"][0] for life in lives] == [0, 0]
         assert lives[0]["scores"][1] == lives[1]["scores"][1]  # nothing to replay yet
-        assert lives[0]["kl"][2] != lives[1]["kl"][2]
-    firsts = [run.steps[f"sequential, order {i}"].value["kl"][1] for i in (1, 2)]
+        assert lives[0]["kl"] != lives[1]["kl"]
+    firsts = [run.steps[f"sequential, order {i}"].value["kl"] for i in (1, 2)]
     assert len(set(firsts)) == 2
 
 
@@ -83,5 +85,15 @@ def test_stopped_and_resumed_gives_the_same(finished, tmp_path):
 
 
 def test_one_stage_forgets_nothing_and_is_refused():
-    with pytest.raises(UserError, match="stages"):
-        replace(SMALL, stages=1)
+    with pytest.raises(UserError, match="strangers"):
+        replace(SMALL, strangers=1)
+
+
+def test_an_order_holds_as_many_strangers_and_known_people_as_asked():
+    config = replace(SMALL, orders=3, strangers=3, known=2)
+    held_out = module.world(config, Run("nowhere", {})).held_out
+    known = {person.name for person in KNOWN_PEOPLE}
+    assert len({p.id for p in held_out}) == 15
+    there = [[p.id in known for p in held_out[i : i + 5]] for i in (0, 5, 10)]
+    assert [sum(order) for order in there] == [2, 2, 2]
+    assert len(set(map(tuple, there))) > 1  # at no place of their own
