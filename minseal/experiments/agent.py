@@ -14,7 +14,7 @@ from ..lab.run import Run, Step
 from ..open_models.load import load
 from ..outer import Trial
 from ..tasks.people import People
-from .streams import AGES, EVERY, draw_stream, last_quarter, live, over_time
+from .streams import AGES, EVERY, as_trial, draw_stream, last_quarter, live, over_time
 
 COLUMNS = ("1 ago", "8 ago", "corrected", "general", "kept")
 
@@ -103,7 +103,7 @@ def agent(lab: Lab, config: AgentRunConfig) -> None:
 
             life = lab.step(f"{name}, {stream.id}", compute)
             lab.reset()
-            trials.append(Trial(stream.id, life["score"], seconds=life["seconds"], chose=life))
+            trials.append(as_trial(stream, life))
         return trials
 
     def arm(name: str, over: str = "never edits", **how: Any) -> None:

@@ -47,10 +47,7 @@ class ContinualConfig(ModelConfig):
 
 
 def world(config: ContinualConfig, run: Run) -> Lab:
-    """The model; held out: each order's passages, one order after another.
-
-    Their oracle's notes are the exam's questions with their answers.
-    """
+    """The model; held out: each order's passages, one order after another, without notes."""
     policy, tokenizer = load(config.model, config.device, config.dtype)
     orders = mixed_passages(config.orders, config.strangers, config.known, config.world_seed)
     held_out = [replace(passage, oracle=()) for order in orders for passage in order]
@@ -63,12 +60,14 @@ def live(
     """Learn passages one after another; sit all their exams before the first and after each."""
     lab.policy.load_state_dict(before.weights)
     sit = lambda: [outcome.reward for outcome in exam(lab.policy, lab.task, passages)]
-    left: dict[str, Any] = {"scores": [sit()], "general": [before.general_knowledge()]}
+    left = {"scores": [sit()], "general": [before.general_knowledge()], "learnt": []}
     earlier: list[Document] = []
     for stage, passage in enumerate(passages):
         edit = write(passage)
         way.learn(lab.policy, edit, earlier, lab.inner, before, mix_seed(seed, stage))
         earlier += edit.documents
+        decode = lab.task.tokenizer.decode
+        left["learnt"].append("\n".join(decode(d.ids) for d in edit.documents))
         left["scores"].append(sit())
         left["general"].append(before.general_knowledge())
     return left | {"kl": before.kl()}
@@ -103,6 +102,9 @@ def continual(lab: Lab, config: ContinualConfig) -> None:
             go = lambda: live(lab, passages, way, write, before, seed)
             lives.append(lab.step(f"{name}, order {i + 1}", go))
         lab.arm(name, lambda: means([life["scores"][-1] for life in lives]), over="no adaptation")
+        left = [pair for life in lives for pair in zip(life["scores"][-1], life["learnt"])]
+        to_read = lambda: [Trial(p.id, *pair) for p, pair in zip(lab.held_out, left)]
+        lab.step(f"{name}, self-edits", to_read)
 
     def own(passage: Passage) -> SelfEdit:
         return task.edit(passage, task.notes(*lab.write([passage])))

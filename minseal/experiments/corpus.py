@@ -83,25 +83,31 @@ def corpus(lab: Lab, config: CorpusConfig) -> None:
         n, most = (count_tokens(edit, lab.inner).chose["tokens"] for edit in (alone, full))
         return replace(alone, documents=alone.documents * max(1, round(most / n)))
 
-    def arm(what: str, learnt: list[SelfEdit], n: int, over: str, **place: int) -> str:
+    def arm(
+        what: str, learnt: list[SelfEdit], texts: list[list[str]], n: int, over: str, **place: int
+    ) -> str:
         place |= {"what": what, "together": n}
         counted = [count_tokens(replace(edit, chose=place), lab.inner) for edit in learnt]
         name = f"{what} x {place['edits']}" if "edits" in place else f"{what}, {n} together"
-        lab.arm(name, lambda: together(lab, held_out[: len(learnt)], counted, n), over=over)
+        study = lambda: together(lab, held_out[: len(learnt)], counted, n)
+        said = ["\n".join(its) or None for its in texts]
+        lab.arm(name, lambda: [replace(t, text=s) for t, s in zip(study(), said)], over=over)
         return name
 
     lab.arm("no adaptation", lambda: lab.plain(held_out))
-    ladder = {"passage only": [task.baseline(passage) for passage in held_out]}
+    nothing: list[list[str]] = [[] for _ in held_out]
+    ladder = {"passage only": (list(map(task.baseline, held_out)), nothing)}
     for who in WRITERS:
-        ladder[who] = list(map(noted, held_out, wrote[who][0]))
-    ladder["oracle notes"] = [task.oracle(passage) for passage in held_out]
+        ladder[who] = list(map(noted, held_out, wrote[who][0])), wrote[who][0]
+    ladder["oracle notes"] = list(map(task.oracle, held_out)), [[*p.oracle] for p in held_out]
     for n in (n for n in SIZES if n <= len(held_out)):
         over = "no adaptation"
-        for what, edits in ladder.items():
-            over = arm(what, edits, n, over)
+        for what, (edits, texts) in ladder.items():
+            over = arm(what, edits, texts, n, over)
     for k in COUNTS:
-        texts = {who: [mine[:k] for mine in wrote[who][1]] for who in WRITERS}
-        again = list(map(repeated, few, texts["own notes"]))
-        over = arm("passage again", again, TOGETHER, "", edits=k)
+        some = {who: [mine[:k] for mine in wrote[who][1]] for who in WRITERS}
+        again = list(map(repeated, few, some["own notes"]))
+        over = arm("passage again", again, nothing, TOGETHER, "", edits=k)
         for who in WRITERS:
-            over = arm(who, list(map(noted, few, texts[who])), TOGETHER, over, edits=k)
+            edits = list(map(noted, few, some[who]))
+            over = arm(who, edits, some[who], TOGETHER, over, edits=k)

@@ -10,6 +10,7 @@ from numpy.random import Generator, default_rng
 
 from ..lab.agent import Agent, Answers
 from ..lab.lab import Lab
+from ..outer import Trial
 from ..sample import sample
 from ..tasks.passages import Passage
 from ..tasks.people import ATTRIBUTES, Person, draw_people, probes, question_line, write_passage
@@ -81,15 +82,28 @@ def live(lab: Lab, stream: Stream, agent: Agent | None = None, window: int = 0) 
         return [float(np.mean(group)) if group else None for group in groups]
 
     out: dict[str, Any] = {"ages": [], "general": [], "kept": 0, "told": len(tells)}
+    learnt = []
     for i, (text, answers, _) in enumerate(tells):
         facts |= {question: (answer, i) for question, answer in answers.items()}
-        out["kept"] += agent.learn(text).kept if agent else 0
+        if agent:
+            edit = agent.learn(text)
+            out["kept"] += edit.kept
+            asked = (f"{question_line(q)} {a}" for q, a in edit.questions.items())
+            became = f"({'kept' if edit.kept else 'taken back'}: {edit.why})"
+            learnt.append("\n".join([text, *asked, became]))
         out["ages"].append(right(i, lambda at: i - at, [*AGES.values()]))
         if (i + 1) % (len(tells) // 4) == 0:
             out["general"].append(float(np.mean(grades(general))))
     (out["corrected"],) = right(len(tells) - 1, lambda at: tells[at][2], [True])
     out["score"] = last_quarter(out["ages"])[-1]
-    return out | {"seconds": round(time.time() - start, 1)}
+    return out | {"learnt": "\n\n".join(learnt), "seconds": round(time.time() - start, 1)}
+
+
+def as_trial(stream: Stream, life: dict[str, Any]) -> Trial:
+    """A life as the log has it: all that was learnt is its text."""
+    about = {name: value for name, value in life.items() if name != "learnt"}
+    told = dict(text=life["learnt"] or None, seconds=life["seconds"], chose=about)
+    return Trial(stream.id, life["score"], **told)
 
 
 def last_quarter(ages: list[list[float | None]]) -> list[float]:

@@ -69,7 +69,7 @@ def page(
         "style_hash": _hash(style),
         "script_hash": _hash(script),
         "title": _text(run.folder.name, one_line=True),
-        "table": _table(rows),
+        "table": _table(rows, {name for is_arm, name in steps_to_read(run) if is_arm}),
         "sentences": "\n".join(f"<li>{_text(s)}</li>" for s in sentences),
         "blocks": "\n".join(f'<pre class="card">{_text(block)}</pre>' for block in blocks),
         "pictures": "\n".join(_picture(run.folder / name) for name in pictures),
@@ -139,14 +139,17 @@ def _text(text: str, one_line: bool = False) -> str:
     return html.escape(printable(text, one_line))
 
 
-def _table(rows: list[list[str]]) -> str:
-    """The arms; the name of each leads to its self-edits."""
+def _table(rows: list[list[str]], to_read: set[str]) -> str:
+    """The arms; the name of each leads to its self-edits, where there are any to read."""
     header, *arms = rows
     out = ["<tr>" + "".join(f"<th>{_text(cell)}</th>" for cell in header) + "</tr>"]
     for name, *cells in arms:
-        link = f"#step={quote(printable(name, one_line=True), safe='')}"
-        first = f'<th><a href="{link}"><bdi>{_text(name, one_line=True)}</bdi></a></th>'
-        out.append("<tr>" + first + "".join(f"<td>{_text(c)}</td>" for c in cells) + "</tr>")
+        first = f"<bdi>{_text(name, one_line=True)}</bdi>"
+        if name in to_read:
+            link = f"#step={quote(printable(name, one_line=True), safe='')}"
+            first = f'<a href="{link}">{first}</a>'
+        rest = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
+        out.append(f"<tr><th>{first}</th>{rest}</tr>")
     return "\n".join(out)
 
 

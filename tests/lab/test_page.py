@@ -181,6 +181,14 @@ def test_a_trial_without_a_number_for_its_reward_is_counted_too(tmp_path):
     assert trials_in(text) == {("a", True): some_trials(3)[::2]} and data_in(text)["missing"] == 1
 
 
+def test_an_arm_leads_to_its_self_edits_where_there_are_any(tmp_path):
+    """An arm that measures something else, as a mean over an order of passages, is no link."""
+    of_means = [Trial(f"order {i}", 0.5) for i in range(2)]
+    run = run_of(tmp_path, {("with", True, ()): some_trials(2), ("without", True, ()): of_means})
+    text = page(run, [["arm"], ["with"], ["without"]], [], [], [], {})
+    assert re.findall('href="#step=([^"]*)"', text) == ["with"] and ">without<" in text
+
+
 def test_pictures_are_inside(tmp_path):
     pytest.importorskip("matplotlib")
     run = run_of(tmp_path / "r", STEPS)
