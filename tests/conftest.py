@@ -23,7 +23,8 @@ from minseal.tokenizer import train_ranks
 # Started in the background by a shell, Ctrl-C is ignored, and so it would be in what tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
-settings.register_profile("minseal", deadline=None)  # a busy machine is no failure
+# A busy machine is no failure; `pytest -m fuzz` tries a million more.
+settings.register_profile("minseal", deadline=None, max_examples=50)
 settings.load_profile("minseal")
 TINY = Path(__file__).parent.parent / "tiny_data" / "knowledge"
 SMALL = dict(

@@ -11,7 +11,7 @@ from ..selfedit import SelfEdit
 from ..tasks.corpus import Corpus, Group
 from ..tasks.passages import Passage
 from .corpus_report import conclude, describe, notes, plot_corpus
-from .knowledge import PassageConfig, count_tokens, people, tokens_column
+from .passages import PassageConfig, count_tokens, people, tokens_column
 
 SIZES, TOGETHER = (1, 4, 16, 64), 16  # passages in one adapter, and where the notes grow more
 COUNTS = (1, 2, 4, 8, 16)  # self-edits of a passage

@@ -8,7 +8,7 @@ import numpy as np
 from ..lab.evidence import interval
 from ..lab.plots import COLOURS
 from ..lab.run import Run, Step
-from .knowledge import tokens
+from .passages import tokens
 
 PLACES = ("what", "together", "edits")
 

@@ -15,7 +15,7 @@ from ..sample import sample
 from ..selfedit import Document, InvalidSelfEdit, SelfEdit
 from ..tasks.knowledge import find_question, line_of
 from ..tasks.passages import Passage
-from .knowledge import PassageConfig, count_tokens, people, tokens, tokens_column
+from .passages import PassageConfig, count_tokens, people, tokens, tokens_column
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class PuzzleConfig(ModelConfig):
     attempts: int = 2  # answers that a vote may give, one of which must be right (paper: 2)
     edit_tokens: int = 128  # longest self-edit
     inner: InnerConfig = InnerConfig(lr=6e-3, epochs=6, batch=2, rank=8, alpha=16.0)
+    outer = OuterConfig(rounds=0, temperature=0.6)  # this and the rest: settings where a subclass
+    augmentations, views, replay = (), 0, False  # names their types
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +61,7 @@ class PuzzleConfig(ModelConfig):
 
 def fixed_directives(config: PuzzleConfig) -> Directives:
     """The one self-edit of plain test-time training."""
-    names = frozenset(getattr(config, "augmentations", ()))
+    names = frozenset(config.augmentations)
     return Directives(names, "outputs", config.inner.lr, config.inner.epochs)
 
 
@@ -69,7 +71,7 @@ def puzzles(config: PuzzleConfig, run: Run) -> Lab:
     toy, block_size = not config.data, policy.config.block_size
     is_tiny = getattr(tokenizer, "pattern", "") == rules.PATTERN  # made by `pretrain fewshot`
     prompt = {"auto": "tiny" if is_tiny else "paper"}.get(config.prompt, config.prompt)
-    replay = toy and prompt == "tiny" and getattr(config, "replay", False)
+    replay = toy and prompt == "tiny" and config.replay
     task = FewShot(
         tokenizer,
         prompt,
@@ -78,7 +80,7 @@ def puzzles(config: PuzzleConfig, run: Run) -> Lab:
         vote=config.vote,
         attempts=config.attempts,
         best=rules.ORACLE if toy else {"": PAPER_ORACLE},
-        views=getattr(config, "views", 0),
+        views=config.views,
         replay=rules.pretraining_document if replay else None,
         max_side=rules.TOY_SIDE if toy else 30,
         max_tokens=block_size,
@@ -95,16 +97,14 @@ def puzzles(config: PuzzleConfig, run: Run) -> Lab:
             hint = f": --most-tokens {block_size} leaves it out" if config.subset == "all" else ""
             raise UserError(told + hint)
     task.answer_tokens = longest_answer(tokenizer, held_out + train)
-    outer = getattr(config, "outer", OuterConfig(temperature=0.6))  # ttt asks as fewshot does
-    return Lab(policy, task, train, held_out, run, config.inner, outer, config.seed)
+    return Lab(policy, task, train, held_out, run, config.inner, config.outer, config.seed)
 
 
 def split(config: PuzzleConfig, task: FewShot) -> tuple[list[Puzzle], list[Puzzle]]:
     """(to train on, held out): of the toy world twice as many held out as will be kept."""
-    outer = getattr(config, "outer", OuterConfig(rounds=0))
     if not config.data:
         n = (config.eval_contexts or 100) * (2 if wants_solvable(config) else 1)
-        pool = rules.toy_puzzles(n + outer.rounds * outer.contexts, config.rules_seed)
+        pool = rules.toy_puzzles(n + config.outer.rounds * config.outer.contexts, config.rules_seed)
     elif config.subset == "paper":
         return paper_subset(read_puzzles(config.data))
     else:
@@ -115,7 +115,7 @@ def split(config: PuzzleConfig, task: FewShot) -> tuple[list[Puzzle], list[Puzzl
         n = config.eval_contexts or max(1, min(100, len(pool) // 3))
         np.random.default_rng(config.seed).shuffle(pool)
     train, held_out = pool[n:], pool[:n]
-    if len(held_out) < n or (outer.rounds and not train):
+    if len(held_out) < n or (config.outer.rounds and not train):
         there = f"{len(train)} to train on, {len(held_out)} to hold out"
         raise UserError(f"there are not enough puzzles: {there}; lower --eval-contexts")
     return train, held_out

@@ -26,8 +26,12 @@ SMALL = dict(tokens=6000, batch=4, row_tokens=128, lr=0.02)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Measure on few people: the measured numbers of an untrained model are nought anyway."""
-    probes = people.probes
+    """Measure on few people: the measured numbers of an untrained model are nought anyway.
+
+    And a tokenizer of less text.
+    """
+    probes, train_ranks = people.probes, room.train_ranks
+    monkeypatch.setattr(room, "train_ranks", lambda text, *more: train_ranks(text[:9999], *more))
     few = lambda tokenizer: {k: some[:4] for k, some in probes(tokenizer, n=1).items()}
     monkeypatch.setattr(room.people, "probes", few)
 

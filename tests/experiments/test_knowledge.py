@@ -13,7 +13,8 @@ from conftest import data_in, events, without_seconds
 from mutations import reports_of_mutations
 
 from minseal import GPT, InnerConfig, OuterConfig, UserError, load, save, toy_passages, try_out
-from minseal.experiments.knowledge import KnowledgeConfig, people, split
+from minseal.experiments.knowledge import KnowledgeConfig
+from minseal.experiments.passages import people, split
 from minseal.files import load_tensors
 from minseal.lab.lab import EXPERIMENTS, settings_of, walk
 from minseal.lab.run import Run

@@ -13,7 +13,8 @@ from kills import stop_at
 
 from minseal import InnerConfig, People, Trial, UserError, exam, load, merge_state, toy_passages
 from minseal.commands.cli import main
-from minseal.experiments.knowledge import KnowledgeConfig, people
+from minseal.experiments.knowledge import KnowledgeConfig
+from minseal.experiments.passages import people
 from minseal.lab.lab import EXPERIMENTS, Lab, experiment, settings_of, summarise_round, walk
 from minseal.lab.plots import matrix
 from minseal.lab.run import Run
