@@ -130,16 +130,16 @@ def find_sections(study: Study, questions: list[int]) -> list[int]:
 
     Of one that the model wrote it is the section that it was written on. Of a given one it is a
     guess: the section, with its title, that shares most words with the question, each counting the
-    less the more sections have it. One that holds an accepted answer goes before one that does not.
+    less the more sections have it. To hold an accepted answer counts as a word that no other has.
     """
     sections, places = study.sections, []
     words = [set(normalise(f"{s.title}\n{s.text}").split()) for s in sections]
     having = Counter(word for some in words for word in some)  # sections in which a word stands
     for asked, golds in (study.exam[i] for i in questions):
-        mine, fits = sorted(set(normalise(asked).split())), [(False, 0.0)]  # that of no section
+        mine, fits = sorted(set(normalise(asked).split())), [0.0]  # that of no section
         for section, some in zip(sections, words):
             holds = any(score(section.text, gold, "contains") for gold in golds)
-            fits.append((holds, sum(1 / having[word] for word in mine if word in some)))
+            fits.append(holds + sum(1 / having[word] for word in mine if word in some))
         places.append(study.written_on.get(asked, fits.index(max(fits))))
     return places
 
