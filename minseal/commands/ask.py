@@ -41,7 +41,9 @@ class AskConfig(ModelConfig):
 class ChatConfig(AskConfig):
     """Ask a model, with an adapter or without: `ask` one question, `chat` line by line.
 
-    With an adapter, or without a chat format, a question is asked as in exams.
+    With an adapter, or without a chat format, a question is asked as in exams. With --agent FOLDER
+    the model learns while you talk: /learn TEXT, /undo the last, /what it learnt. It learns answers
+    to questions that it asks itself about the text. They may be wrong: look at them.
     """
 
     agent: str = ""  # folder of an agent, made of --model at first: it learns while you talk

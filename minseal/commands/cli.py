@@ -187,3 +187,5 @@ def report(config: ReportConfig, folder: str) -> None:
     """Make the report of a run folder again."""
     the_run, experiment = read_run(folder)
     say(write_report(the_run, experiment))
+    done = len(the_run.steps)
+    say(f"{done} steps done; a run that was stopped goes on with the command that began it.")

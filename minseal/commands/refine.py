@@ -57,6 +57,8 @@ def refine(
     save(state): is called when a pass is kept, before its notes are added to notes.md.
     """
     rows: list[dict[str, Any]] = []
+    if passes and not now.grades:
+        say("--refine has no question to go by: write an exam.json and give it as --exam")
     for number in range(1, passes + 1):
         failed = [i for i, g in enumerate(now.grades) if not g and not is_held_out(i)]
         places = find_sections(study, failed)

@@ -23,7 +23,7 @@ from ..rewards import exam
 from ..selfedit import Document, SelfEdit
 from ..tasks.passages import Passage
 from ..tasks.people import People, mixed_passages
-from .continual_report import columns, conclude, describe, notes, plot_kl, plot_matrices
+from .continual_report import REPORT
 
 Write = Callable[[Passage], SelfEdit]
 
@@ -51,7 +51,11 @@ def world(config: ContinualConfig, run: Run) -> Lab:
     policy, tokenizer = load(config.model, config.device, config.dtype)
     orders = mixed_passages(config.orders, config.strangers, config.known, config.world_seed)
     held_out = [replace(passage, oracle=()) for order in orders for passage in order]
-    return Lab(policy, People(tokenizer), [], held_out, run, config.inner, seed=config.seed)
+    lab = Lab(policy, People(tokenizer), [], held_out, run, config.inner, seed=config.seed)
+    if config.policy:  # a wrong folder is told before anything is measured
+        restore_policy(lab.policy, config.policy)
+        lab.reset()
+    return lab
 
 
 def live(
@@ -73,17 +77,7 @@ def live(
     return left | {"kl": before.kl()}
 
 
-@experiment(
-    "continual",
-    ContinualConfig,
-    open=world,
-    score="mean over all passages after the last edit",
-    describe=describe,
-    columns=columns,
-    conclude=conclude,
-    notes=notes,
-    pictures=(plot_matrices, plot_kl),
-)
+@experiment("continual", ContinualConfig, open=world, **REPORT)
 def continual(lab: Lab, config: ContinualConfig) -> None:
     """Passages learnt one after another, for good: what is left of the first, and of all else?"""
     task, n, before = lab.task, config.strangers + config.known, Before(lab.policy, lab.task)

@@ -97,7 +97,7 @@ def notes(run: Run, results: Results) -> list[str]:
         "text, in nats."
     ]
     for a in arms(results):
-        told = evidence.told(*a["earlier_gain"])
+        told = evidence.told(*a["earlier_gain"], a["n"])
         out.append(f"{a['arm']}, earlier passages against the unedited model: {told}.")
     for what, (r, (low, high)) in results["kl_correlation"].items():
         out.append(
@@ -149,3 +149,13 @@ def plot_kl(run: Run, results: Results, save: Any) -> None:
         axes.legend(frameon=False, fontsize=7, loc="upper left")
 
     save("kl.png", draw, (10, 4))
+
+
+REPORT = dict(
+    score="mean over all passages after the last edit",
+    describe=describe,
+    columns=columns,
+    conclude=conclude,
+    notes=notes,
+    pictures=(plot_matrices, plot_kl),
+)

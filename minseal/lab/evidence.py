@@ -21,9 +21,14 @@ def paired(
     return interval(np.asarray(values, float) - np.asarray(others, float), seed)
 
 
-def told(gain: float, interval: tuple[float, float]) -> str:
-    """'+0.12 (95 % +0.05 to +0.20): better', what an interval that holds 0 does not say."""
+def told(gain: float, interval: tuple[float, float], n: int) -> str:
+    """'+0.12 (95 % +0.05 to +0.20): better', which an interval that holds 0 does not allow.
+
+    n: how many contexts, or orders of them, the interval is over.
+    """
     low, high = interval
+    if n < 2:
+        return f"{gain:+.2f} (one context: no interval)"
     verdict = (
         "better" if low > 0 else "worse" if high < 0 else "no difference that this run could tell"
     )

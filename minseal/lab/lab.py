@@ -227,7 +227,8 @@ def restore_policy(model: GPT, folder: str) -> None:
     rounds = outer.get("rounds") if isinstance(outer, dict) else None
     loop = next((s.labels["loop"] for s in run.steps.values() if "loop" in s.labels), "")
     if type(rounds) is not int or f"{loop} {rounds}" not in run.steps:
-        raise UserError(f"{folder}: expected a finished outer loop of {rounds or 'some'} rounds")
+        told = f"{folder}: expected a run with a finished outer loop of {rounds or 'some'} rounds"
+        raise UserError(f"{told}, such as one of `minseal run knowledge`")
     states = []
     for name in (f"{loop} {r} M-step" for r in range(1, rounds + 1)):
         if name not in run.steps:

@@ -223,7 +223,7 @@ def conclusions(experiment: Experiment, results: dict[str, Any]) -> list[str]:
         "contexts, bootstrap intervals.",
     ]
     for c in results["comparisons"]:
-        told = evidence.told(c["gain"], c["gain_ci95"])
+        told = evidence.told(c["gain"], c["gain_ci95"], n)
         out.append(f"{c['arm']} against {c['over']}: {told}.")
     if (b := results["best_of_k"]) is not None:
         both = (results["reliability"], results["reliability_mean"])

@@ -74,6 +74,12 @@ def test_each_order_begins_with_the_same_model_and_passages_of_its_own(finished)
     assert len(set(firsts)) == 2
 
 
+def test_a_folder_without_a_policy_is_told_before_anything_is_measured(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        go(replace(SMALL, policy=str(tmp_path / "nowhere")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_report_on_the_way_shows_what_is_there(tmp_path, n):
     """After the first arm, and in the midst of the second."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minseal.lab.evidence import best_of_k, interval, paired, rank_correlation, reliability
+from minseal.lab.evidence import best_of_k, interval, paired, rank_correlation, reliability, told
 
 
 def simulated(true, noise, shape=(1500, 5, 3), seed=0):
@@ -224,3 +224,21 @@ def test_rank_correlation_sees_order_alone():
     x = np.random.default_rng(0).normal(size=30)
     assert rank_correlation(x, np.exp(5 * x)) == pytest.approx(1)
     assert rank_correlation(x, -(x**3)) == pytest.approx(-1)
+
+
+# ---- in words ----
+
+
+@pytest.mark.parametrize(
+    "low, high, verdict",
+    [
+        (0.05, 0.2, ": better"),
+        (-0.2, -0.1, ": worse"),
+        (-0.1, 0.2, "no difference"),
+        (0.1, 0.1, ""),
+    ],
+)
+def test_only_an_interval_apart_from_nought_is_a_difference(low, high, verdict):
+    text = told(0.1, (low, high))
+    assert text.startswith("+0.10 (") and verdict in text
+    assert ("better" in text or "worse" in text) == (verdict in (": better", ": worse"))
