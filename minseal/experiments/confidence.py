@@ -1,0 +1,135 @@
+"""`minseal run confidence`: rewards without an answer key. Does what they reward teach, and when not?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..inner import InnerConfig, adapt
+from ..lab.lab import Lab, experiment
+from ..lab.proxies import agreement, certainty, own_exam, self_certainty, together
+from ..lora import merge_state
+from ..outer import OuterConfig
+from ..rewards import Reward, exam
+from ..selfedit import Document, SelfEdit
+from ..tasks.knowledge import Knowledge, find_question
+from ..tasks.passages import Exam, Passage
+from ..tasks.people import ATTRIBUTES, Person, draw_people, exam_on, question_line
+from ..tasks.people import write_implications, write_passage
+from .confidence_report import Values, blocks, calibrate, conclude, each_alone, plot_curves
+from .distil import ask_oneself
+from .passages import PassageConfig, people
+
+ALIKE = ("certainty", "self-certainty", "agreement", "own exam", "answer key", "random winners")
+
+
+@dataclass(frozen=True)
+class ConfidenceConfig(PassageConfig):
+    """The outer loop on rewards that know no answers, beside the exam that they stand for."""
+
+    eval_contexts: int | None = 48  # held-out contexts
+    edit_tokens: int = 64  # longest self-edit
+    fewer: int = 4  # rounds of the other rewards; certainty and random winners have outer.rounds
+    answers: int = 8  # sampled to each question, for agreement
+    questions: int = 8  # that the model asks itself about a passage, for an exam of its own
+    calibrate: int = 48  # contexts, of which outer.samples self-edits are ranked by each reward
+    mislead: int = 256  # people about whom false things are taught, for the wrong prior; 0: none
+    # Half the work of the usual inner loop, to the same scores.
+    inner: InnerConfig = InnerConfig(lr=8e-3, epochs=3)
+    outer: OuterConfig = OuterConfig(rounds=10, contexts=16, samples=6)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(fewer=0, answers=1, questions=1, calibrate=1, mislead=0)
+
+
+def own_exams(lab: Lab, passages: Sequence[Passage], n: int) -> dict[str, Exam]:
+    """For each passage's id what the model asks itself, passage in view, with its answers."""
+    exams, size = {}, 32  # at once
+    for i in range(0, len(passages), size):
+        part = passages[i : i + size]
+        for passage, lines in zip(part, ask_oneself(lab, part, n)):
+            asked = [find_question(line) for line in lines]
+            exams[passage.id] = tuple((q.question, (q.answer,)) for q in asked if q)
+    return exams
+
+
+def mistaken(person: Person) -> Person:
+    """Of whom true what a false prior says: each value implies what another one does."""
+    values = {}
+    for name, value in person.values.items():
+        implied = ATTRIBUTES[name].implied
+        every, kinds = list(implied), len(set(implied.values()))
+        values[name] = every[(every.index(value) + len(every) // kinds) % len(every)]
+    return replace(person, values=values)
+
+
+def false_prior(task: Knowledge, n: int, seed: int) -> SelfEdit:
+    """Passages about n people of pretraining, each with what follows, all of it false."""
+    rng, documents = np.random.default_rng(seed), []
+    for person in draw_people(n, rng, strangers=False):
+        text, wrong = write_passage(person, rng), mistaken(person)
+        lines = [question_line(*pair) for pair in exam_on(wrong)] + write_implications(wrong, rng)
+        before = task.tokenizer.begin(f"{text}\n")
+        after = task.tokenizer.encode("\n".join(rng.permutation(lines)) + "\n")
+        documents.append(Document.completion(before, after))
+    return SelfEdit(tuple(documents))
+
+
+@experiment(
+    "confidence",
+    ConfidenceConfig,
+    open=people,
+    conclude=conclude,
+    blocks=blocks,
+    pictures=(plot_curves,),
+)
+def confidence(lab: Lab, config: ConfidenceConfig) -> None:
+    """Rewards without an answer key: do they lift the exam, and when do they not?"""
+    held_out, fewer = lab.held_out, config.fewer
+
+    def loop(name: str, reward: Reward = exam, **declared: object) -> None:
+        history = lab.outer_loop(name, reward=reward, **{"over": "own notes", **declared})
+        lab.step(f"{name}: proxy and truth", lambda: [calibrate(tried) for tried in history])
+        lab.reset()
+
+    lab.arm("no adaptation", lambda: lab.plain(held_out))
+    baseline = lambda: lab.study(held_out, lab.task.baseline)
+    lab.arm("passage only", baseline, over="no adaptation")
+    own = lambda: lab.study_own(held_out)
+    lab.arm("own notes", own, over="passage only", series=ALIKE, at=0, rival=True)
+    used = lab.train[: max(fewer * lab.outer.contexts, config.calibrate)]
+    exams = lab.step("own exams", lambda: own_exams(lab, used, config.questions))
+    proxies = {
+        "certainty": certainty,
+        "self-certainty": self_certainty,
+        "agreement": agreement(config.answers, lab.seed),
+        "own exam": own_exam(exams),
+    }
+
+    def first() -> dict[str, Values]:
+        some, n = lab.train[: config.calibrate], lab.outer.samples
+        pairs = [(c, text) for c, texts in zip(some, lab.write_many(some, n, 0)) for text in texts]
+        trials = lab.study(*zip(*pairs), reward=together([exam, *proxies.values()]))
+        tried = [(c, trials[i * n : (i + 1) * n]) for i, c in enumerate(some)]
+        return each_alone(tried, list(proxies))
+
+    lab.step("calibration", first)
+    for name, reward in proxies.items():
+        loop(name, reward, rounds=lab.outer.rounds if name == "certainty" else fewer)
+    loop("answer key", rounds=fewer)
+    loop("random winners", select="random", samples=1, rival=True)
+    if config.mislead and not config.data:
+
+        def learn() -> dict:
+            lessons = false_prior(lab.task, config.mislead, lab.seed)
+            how = InnerConfig(lr=1e-3, epochs=2, batch=8, rank=32, alpha=64.0)
+            with adapt(lab.policy, [lessons], how, lab.seed) as adapters:
+                return adapters.state()
+
+        for name, reward in ("certainty", certainty), ("answer key", exam):
+            merge_state(lab.policy, lab.step("wrong prior", learn))
+            start = "wrong prior, own notes"
+            if name == "certainty":
+                lab.arm(start, own)
+            loop(f"wrong prior, {name}", reward, rounds=fewer, over=start, series="")

@@ -1,0 +1,119 @@
+"""Rewards without an answer key: what can be seen of a student that answers, closed book.
+
+The answers and grades of an Outcome are the true exam's, for the log; no reward here reads grades.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..inner import Rows, losses, to_tensors
+from ..lora import Adapters
+from ..model import GPT
+from ..rewards import Outcome, Reward, ask, exam
+from ..selfedit import Document, Task
+from ..tasks.passages import Exam
+
+
+@torch.no_grad()
+def certainty(
+    student: GPT, task: Task, contexts: list[Any], adapters: Adapters | None = None
+) -> list[Outcome]:
+    """The geometric mean of the probabilities that the student gives its own greedy answers."""
+    outcomes = exam(student, task, contexts, adapters)
+    sure = torch.exp(-losses(student, answered(task, contexts, outcomes)))  # (K,)
+    return [replace(outcome, reward=p) for outcome, p in zip(outcomes, sure.tolist())]
+
+
+@torch.no_grad()
+def self_certainty(
+    student: GPT, task: Task, contexts: list[Any], adapters: Adapters | None = None
+) -> list[Outcome]:
+    """KL(uniform, student) in nats, the mean over the tokens of its own greedy answers.
+
+    Paper: Intuitor (arXiv 2505.19590), over a chain of thought. Here: over answers of some tokens.
+    """
+    outcomes = exam(student, task, contexts, adapters)
+    kl = from_uniform(student, answered(task, contexts, outcomes), task.tokenizer.vocab_size)
+    return [replace(outcome, reward=nats) for outcome, nats in zip(outcomes, kl.tolist())]
+
+
+def agreement(n: int, seed: int = 0) -> Reward:
+    """The share of n sampled answers that give the commonest one, the mean over questions."""
+
+    def reward(
+        student: GPT, task: Task, contexts: list[Any], adapters: Adapters | None = None
+    ) -> list[Outcome]:
+        outcomes, exams = exam(student, task, contexts, adapters), map(task.exam, contexts)
+        given = ask(student, task, list(exams), n, temperature=1.0, seed=seed)
+        return [
+            replace(outcome, reward=float(np.mean([majority(answers) for answers in of_one])))
+            for outcome, of_one in zip(outcomes, given)
+        ]
+
+    return reward
+
+
+def own_exam(exams: dict[str, Exam]) -> Reward:
+    """The share of an exam that the model wrote itself. exams: of each context's id.
+
+    A context about which it asked nothing has reward 0.
+    """
+
+    def reward(
+        student: GPT, task: Task, contexts: list[Any], adapters: Adapters | None = None
+    ) -> list[Outcome]:
+        own = [replace(c, questions=exams[c.id] or c.questions) for c in contexts]
+        scores = [outcome.reward for outcome in exam(student, task, own, adapters)]
+        scores = [score if exams[c.id] else 0.0 for c, score in zip(contexts, scores)]
+        outcomes = exam(student, task, contexts, adapters)
+        return [replace(outcome, reward=score) for outcome, score in zip(outcomes, scores)]
+
+    return reward
+
+
+def together(rewards: Sequence[Reward]) -> Reward:
+    """The first of them; an Outcome's grades are what all of them say of the same adapter."""
+
+    def reward(
+        student: GPT, task: Task, contexts: list[Any], adapters: Adapters | None = None
+    ) -> list[Outcome]:
+        said = [one(student, task, contexts, adapters) for one in rewards]  # each (K,) Outcomes
+        return [replace(of_one[0], grades=[o.reward for o in of_one]) for of_one in zip(*said)]
+
+    return reward
+
+
+def answered(task: Task, contexts: list[Any], outcomes: list[Outcome]) -> list[Rows]:
+    """For each context its exam with the student's answers, which alone carry loss."""
+    encode = task.tokenizer.encode
+    return [
+        [
+            [Document.completion(question, encode(f" {answer}\n"))]
+            for question, answer in zip(task.exam(context), outcome.answers)
+        ]
+        for context, outcome in zip(contexts, outcomes)
+    ]
+
+
+def from_uniform(model: GPT, rows: list[Rows], V: int) -> Tensor:
+    """KL(uniform, model) at the tokens that carry loss, in nats: (K,), each adapter's mean."""
+    ids, docs, targets, _ = (x.to(model.wte.weight.device) for x in to_tensors(rows))  # (K b, T)
+    carries = targets >= 0  # (K b, T), b rows an adapter
+    # A padded vocabulary has rows without a token: they are cut off.
+    logits = model.head(model.hidden(ids, docs)[carries])[:, :V].float()  # (N, V)
+    each = -logits.log_softmax(-1).mean(-1) - math.log(V)  # (N,)
+    owner = carries.view(len(rows), -1).nonzero()[:, 0]  # (N,)
+    total = each.new_zeros(len(rows)).index_add(0, owner, each)  # (K,)
+    return total / owner.bincount(minlength=len(rows)).clamp(min=1)  # (K,)
+
+
+def majority(answers: list[str]) -> float:
+    """The share of the commonest answer."""
+    return Counter(answers).most_common(1)[0][1] / len(answers)
