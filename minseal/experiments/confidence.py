@@ -1,9 +1,7 @@
-"""`minseal run confidence`: rewards without an answer key. Does what they reward teach, and when not?"""
+"""`minseal run confidence`: rewards without an answer key; when do they teach, when not?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from ..inner import InnerConfig, adapt
 from ..lab.lab import Lab, experiment
@@ -11,11 +9,9 @@ from ..lab.proxies import agreement, certainty, own_exam, self_certainty, togeth
 from ..lora import merge_state
 from ..outer import OuterConfig
 from ..rewards import Reward, exam
-from ..selfedit import Document, SelfEdit
-from ..tasks.knowledge import Knowledge, find_question
+from ..tasks.knowledge import find_question
+from ..tasks.mistaken import false_lessons
 from ..tasks.passages import Exam, Passage
-from ..tasks.people import ATTRIBUTES, Person, draw_people, exam_on, question_line
-from ..tasks.people import write_implications, write_passage
 from .confidence_report import Values, blocks, calibrate, conclude, each_alone, plot_curves
 from .distil import ask_oneself
 from .passages import PassageConfig, people
@@ -52,28 +48,6 @@ def own_exams(lab: Lab, passages: Sequence[Passage], n: int) -> dict[str, Exam]:
             asked = [find_question(line) for line in lines]
             exams[passage.id] = tuple((q.question, (q.answer,)) for q in asked if q)
     return exams
-
-
-def mistaken(person: Person) -> Person:
-    """Of whom true what a false prior says: each value implies what another one does."""
-    values = {}
-    for name, value in person.values.items():
-        implied = ATTRIBUTES[name].implied
-        every, kinds = list(implied), len(set(implied.values()))
-        values[name] = every[(every.index(value) + len(every) // kinds) % len(every)]
-    return replace(person, values=values)
-
-
-def false_prior(task: Knowledge, n: int, seed: int) -> SelfEdit:
-    """Passages about n people of pretraining, each with what follows, all of it false."""
-    rng, documents = np.random.default_rng(seed), []
-    for person in draw_people(n, rng, strangers=False):
-        text, wrong = write_passage(person, rng), mistaken(person)
-        lines = [question_line(*pair) for pair in exam_on(wrong)] + write_implications(wrong, rng)
-        before = task.tokenizer.begin(f"{text}\n")
-        after = task.tokenizer.encode("\n".join(rng.permutation(lines)) + "\n")
-        documents.append(Document.completion(before, after))
-    return SelfEdit(tuple(documents))
 
 
 @experiment(
@@ -122,7 +96,7 @@ def confidence(lab: Lab, config: ConfidenceConfig) -> None:
     if config.mislead and not config.data:
 
         def learn() -> dict:
-            lessons = false_prior(lab.task, config.mislead, lab.seed)
+            lessons = false_lessons(lab.task, config.mislead, lab.seed)
             how = InnerConfig(lr=1e-3, epochs=2, batch=8, rank=32, alpha=64.0)
             with adapt(lab.policy, [lessons], how, lab.seed) as adapters:
                 return adapters.state()

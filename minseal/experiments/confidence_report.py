@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ..lab.evidence import auroc, interval, rank_correlation
-from ..lab.plots import COLOURS
 from ..lab.run import Run
 from ..lab.table import aligned
 from ..outer import Tried
@@ -78,7 +77,7 @@ def blocks(run: Run, results: dict[str, Any]) -> list[str]:
         for what in ("proxy", "truth"):
             lines.append([name, what, *(f"{one[what][0]:.2f}" for one in rounds)])
     width = len(lines[0])
-    return [aligned([header, *rows]), aligned([l + [""] * (width - len(l)) for l in lines])]
+    return [aligned([header, *rows]), aligned([row + [""] * (width - len(row)) for row in lines])]
 
 
 def plot_curves(run: Run, results: dict[str, Any], save: Callable) -> None:
