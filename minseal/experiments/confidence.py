@@ -24,14 +24,14 @@ class ConfidenceConfig(PassageConfig):
     """The outer loop on rewards that know no answers, beside the exam that they stand for."""
 
     eval_contexts: int | None = 48  # held-out contexts
-    edit_tokens: int = 64  # longest self-edit
+    edit_tokens: int = 96  # longest self-edit
     fewer: int = 4  # rounds of the other rewards; certainty and random winners have outer.rounds
     answers: int = 8  # sampled to each question, for agreement
     questions: int = 8  # that the model asks itself about a passage, for an exam of its own
     calibrate: int = 48  # contexts, of which outer.samples self-edits are ranked by each reward
     mislead: int = 256  # people about whom false things are taught, for the wrong prior; 0: none
     # Half the work of the usual inner loop, to the same scores.
-    inner: InnerConfig = InnerConfig(lr=8e-3, epochs=3)
+    inner: InnerConfig = InnerConfig(lr=6e-3, epochs=3)
     outer: OuterConfig = OuterConfig(rounds=10, contexts=16, samples=6)
 
     def __post_init__(self) -> None:

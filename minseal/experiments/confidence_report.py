@@ -7,22 +7,24 @@ from typing import Any
 import numpy as np
 
 from ..lab.evidence import auroc, interval, rank_correlation
+from ..lab.plots import plain_axes
 from ..lab.run import Run
 from ..lab.table import aligned
 from ..outer import Tried
 
-ENDS = ": proxy and truth"
+ENDS = ": proxy and truth"  # of the steps that hold what calibrate() says of a loop's rounds
+RANKS = {"rank": "rank correlation", "auroc": "AUROC", "best": "its best over the mean"}
 Values = dict[str, list[float]]
 
 
 def calibrate(tried: Tried) -> Values:
     """Of each context: mean proxy, mean true score, and how the one ranks the other.
 
-    rank, auroc: over the self-edits that could be read, of contexts where the truth differs. A
-    proxy that is the same for all of them ranks nothing: 0. best: how much better than their mean
-    the one is that the proxy likes best.
+    rank, auroc, best: over the self-edits that could be read, of contexts where the truth differs.
+    A proxy that is the same for all of them ranks nothing: 0. best: the true score of the one that
+    the proxy likes best, over their mean; ties count with theirs.
     """
-    out: Values = {what: [] for what in ("proxy", "truth", "rank", "auroc", "best")}
+    out: Values = {what: [] for what in ("proxy", "truth", *RANKS)}
     for _, trials in tried:
         valid = [t for t in trials if t.invalid is None]
         proxy, truth = [t.reward for t in valid], [float(np.mean(t.grades)) for t in valid]
@@ -31,25 +33,28 @@ def calibrate(tried: Tried) -> Values:
         if len(set(truth)) > 1:
             out["rank"].append(float(np.nan_to_num(rank_correlation(proxy, truth))))
             out["auroc"].append(auroc(proxy, truth))
-            best = [t for p, t in zip(proxy, truth) if p == max(proxy)]
+            best = [true for score, true in zip(proxy, truth) if score == max(proxy)]
             out["best"].append(float(np.mean(best) - np.mean(truth)))
     return out
 
 
 def each_alone(tried: Tried, names: Sequence[str]) -> dict[str, Values]:
-    """calibrate() for each of proxies.together(), of which the first is the truth."""
-    alone = lambda t, i: replace(t, reward=t.grades[i], grades=t.grades[:1]) if t.grades else t
-    return {
-        name: calibrate([(c, [alone(t, i) for t in trials]) for c, trials in tried])
-        for i, name in enumerate(names, 1)
-    }
+    """calibrate() for each of proxies.together(); the truth was the first of them, unnamed."""
+    out = {}
+    for i, name in enumerate(names, 1):
+        alone = lambda t: replace(t, reward=t.grades[i], grades=t.grades[:1]) if t.grades else t
+        out[name] = calibrate([(c, [alone(t) for t in trials]) for c, trials in tried])
+    return out
 
 
 def conclude(run: Run, results: dict[str, Any]) -> dict[str, Any]:
-    """Means with intervals over contexts: of each proxy before all loops, and of each round."""
-    loops = {name[: -len(ENDS)]: s.value for name, s in run.steps.items() if name.endswith(ENDS)}
+    """Means, intervals over contexts: of each proxy before all loops, and of each loop's rounds."""
+
+    def told(values: Values) -> dict[str, Any]:
+        return {what: interval(v) if v else None for what, v in values.items()}
+
     first = run.steps["calibration"].value if "calibration" in run.steps else {}
-    told = lambda values: {what: interval(v) if v else None for what, v in values.items()}
+    loops = {name[: -len(ENDS)]: s.value for name, s in run.steps.items() if name.endswith(ENDS)}
     return {
         "calibration": {name: told(values) for name, values in first.items()},
         "curves": {name: [told(values) for values in rounds] for name, rounds in loops.items()},
@@ -57,28 +62,50 @@ def conclude(run: Run, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def blocks(run: Run, results: dict[str, Any]) -> list[str]:
-    """Calibration, and proxy beside truth in every round."""
-    header = ["reward", "when", "rank correlation", "95 %", "AUROC", "95 %", "best - mean", "95 %"]
-    rows = []
-    measured = [(name, "first", one) for name, one in results.get("calibration", {}).items()]
-    curves = results.get("curves", {})
-    for name, rounds in curves.items():
-        measured += [(name, f"round {r}", one) for r, one in enumerate(rounds, 1)]
-    for name, when, one in measured:
-        cells = [
-            f"{one[w][0]:.2f}  {one[w][1][0]:.2f} {one[w][1][1]:.2f}".split("  ")
-            if one[w]
-            else ["", ""]
-            for w in ("rank", "auroc", "best")
-        ]
-        rows.append([name, when, *sum(cells, [])])
-    lines = [["reward", "what", *map(str, range(1, 1 + max(map(len, curves.values()), default=0)))]]
-    for name, rounds in curves.items():
-        for what in ("proxy", "truth"):
-            lines.append([name, what, *(f"{one[what][0]:.2f}" for one in rounds)])
-    width = len(lines[0])
-    return [aligned([header, *rows]), aligned([row + [""] * (width - len(row)) for row in lines])]
+    """How the proxies rank self-edits before all loops; proxy and truth by round."""
+    calibration, curves = results["calibration"], results["curves"]
+    parts = []
+    if calibration:
+        rows = [["reward", *(cell for name in RANKS.values() for cell in (name, "95 %"))]]
+        for name, one in calibration.items():
+            cells = [_cells(one[what]) for what in RANKS]
+            rows.append([name, *(cell for pair in cells for cell in pair)])
+        parts += ["Within a context, untrained policy:", aligned(rows)]
+    if any(curves.values()):
+        most = max(map(len, curves.values()))
+        rows = [["in training, round", "", *(str(r) for r in range(1, most + 1))]]
+        for name, rounds in curves.items():
+            for what in ("proxy", "truth", "auroc"):
+                cells = [_cells(one[what])[0] for one in rounds]
+                rows.append([name, what, *cells, *[""] * (most - len(cells))])
+        parts += ["Self-edits of a round's new contexts, before its M-step:", aligned(rows, (0, 1))]
+    return ["\n".join(parts)] if parts else []
+
+
+def _cells(value: Any) -> tuple[str, str]:
+    if value is None:
+        return "", ""
+    mean, (low, high) = value
+    return f"{mean:.2f}", f"{low:.2f} {high:.2f}"
 
 
 def plot_curves(run: Run, results: dict[str, Any], save: Callable) -> None:
-    """proxies.png."""
+    """proxies.png: by round what each reward says, against its first round, and the truth."""
+    curves = {name: rounds for name, rounds in results["curves"].items() if len(rounds) > 1}
+    if not curves:
+        return
+
+    def draw(figure: Any) -> None:
+        parts = figure.subfigures(1, 2)
+        left, right = (plain_axes(part) for part in parts)
+        for name, rounds in curves.items():
+            proxy, truth = ([one[what][0] for one in rounds] for what in ("proxy", "truth"))
+            places = range(1, len(rounds) + 1)
+            style = dict(marker="o", linestyle="--" if name.startswith("wrong") else "-")
+            left.plot(places, np.array(proxy) / (proxy[0] or 1.0), **style, label=name)
+            right.plot(places, truth, **style)
+        left.set(xlabel="round", ylabel="reward, round 1 is 1")
+        right.set(xlabel="round", ylabel="the exam of the same self-edits", ylim=(0, 1))
+        left.legend(frameon=False, fontsize=7)
+
+    save("proxies.png", draw, (9, 3.6))

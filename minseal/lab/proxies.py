@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inner import Rows, losses, to_tensors
+from ..inner import Rows, cross_entropy, to_tensors
 from ..lora import Adapters
 from ..model import GPT
 from ..rewards import Outcome, Reward, ask, exam
@@ -25,10 +25,15 @@ from ..tasks.passages import Exam
 def certainty(
     student: GPT, task: Task, contexts: list[Any], adapters: Adapters | None = None
 ) -> list[Outcome]:
-    """The geometric mean of the probabilities that the student gives its own greedy answers."""
+    """How probable the student finds its own greedy answers, each as a whole: the mean over them.
+
+    The mean of log-probabilities of tokens, which is usual, ranks self-edits worse: one answer that
+    the student has no idea of outweighs all that it is sure of.
+    """
     outcomes = exam(student, task, contexts, adapters)
-    sure = torch.exp(-losses(student, answered(task, contexts, outcomes)))  # (K,)
-    return [replace(outcome, reward=p) for outcome, p in zip(outcomes, sure.tolist())]
+    rows = answered(task, contexts, outcomes)
+    logs = log_probabilities(student, rows)
+    return [replace(o, reward=float(np.mean(np.exp(of_one)))) for o, of_one in zip(outcomes, logs)]
 
 
 @torch.no_grad()
@@ -100,6 +105,16 @@ def answered(task: Task, contexts: list[Any], outcomes: list[Outcome]) -> list[R
         ]
         for context, outcome in zip(contexts, outcomes)
     ]
+
+
+def log_probabilities(model: GPT, rows: list[Rows]) -> list[list[float]]:
+    """Of what carries loss in each row: the sum over its tokens."""
+    ids, docs, targets, _ = (x.to(model.wte.weight.device) for x in to_tensors(rows))  # (K b, T)
+    carries = targets >= 0  # (K b, T), b rows an adapter
+    each = -cross_entropy(model.head, model.hidden(ids, docs)[carries], targets[carries])  # (N,)
+    total = each.new_zeros(len(ids)).index_add(0, carries.nonzero()[:, 0], each)  # (K b,)
+    sums = total.view(len(rows), -1).tolist()
+    return [of_one[: len(mine)] for of_one, mine in zip(sums, rows)]
 
 
 def from_uniform(model: GPT, rows: list[Rows], V: int) -> Tensor:
