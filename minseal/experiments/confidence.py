@@ -7,7 +7,7 @@ from ..inner import InnerConfig, adapt
 from ..lab.lab import Lab, experiment
 from ..lab.proxies import agreement, certainty, own_exam, self_certainty, together
 from ..lora import merge_state
-from ..outer import OuterConfig
+from ..outer import MStepConfig, OuterConfig
 from ..rewards import Reward, exam
 from ..tasks.knowledge import find_question
 from ..tasks.mistaken import false_lessons
@@ -24,15 +24,15 @@ class ConfidenceConfig(PassageConfig):
     """The outer loop on rewards that know no answers, beside the exam that they stand for."""
 
     eval_contexts: int | None = 48  # held-out contexts
-    edit_tokens: int = 96  # longest self-edit
-    fewer: int = 4  # rounds of the other rewards; certainty and random winners have outer.rounds
+    edit_tokens: int = 128  # longest self-edit
+    fewer: int = 3  # rounds of all loops but certainty and random winners, which have outer.rounds
     answers: int = 8  # sampled to each question, for agreement
     questions: int = 8  # that the model asks itself about a passage, for an exam of its own
     calibrate: int = 48  # contexts, of which outer.samples self-edits are ranked by each reward
     mislead: int = 256  # people about whom false things are taught, for the wrong prior; 0: none
     # Half the work of the usual inner loop, to the same scores.
     inner: InnerConfig = InnerConfig(lr=6e-3, epochs=3)
-    outer: OuterConfig = OuterConfig(rounds=10, contexts=16, samples=6)
+    outer: OuterConfig = OuterConfig(rounds=10, contexts=24, samples=4, m_step=MStepConfig(batch=4))
 
     def __post_init__(self) -> None:
         super().__post_init__()
