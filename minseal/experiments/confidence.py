@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from ..inner import InnerConfig, adapt
 from ..lab.lab import Lab, experiment
-from ..lab.proxies import agreement, certainty, own_exam, self_certainty, together
+from ..lab.proxies import agreement, certainty, own_exam, self_certainty
 from ..lora import merge_state
 from ..outer import MStepConfig, OuterConfig
 from ..rewards import Reward, exam
 from ..tasks.knowledge import find_question
 from ..tasks.mistaken import false_lessons
 from ..tasks.passages import Exam, Passage
-from .confidence_report import Values, blocks, calibrate, conclude, each_alone, plot_curves
+from .confidence_report import blocks, calibrate, conclude, plot_curves
 from .distil import ask_oneself
 from .passages import PassageConfig, people
 
@@ -25,18 +25,19 @@ class ConfidenceConfig(PassageConfig):
 
     eval_contexts: int | None = 48  # held-out contexts
     edit_tokens: int = 128  # longest self-edit
-    fewer: int = 3  # rounds of all loops but certainty and random winners, which have outer.rounds
+    fewer: int = 2  # rounds of all loops but certainty and own exam, which have outer.rounds
+    every: int = 5  # after so many rounds, and the last, held-out contexts are measured
     answers: int = 8  # sampled to each question, for agreement
     questions: int = 8  # that the model asks itself about a passage, for an exam of its own
-    calibrate: int = 48  # contexts, of which outer.samples self-edits are ranked by each reward
     mislead: int = 256  # people about whom false things are taught, for the wrong prior; 0: none
     # Half the work of the usual inner loop, to the same scores.
     inner: InnerConfig = InnerConfig(lr=6e-3, epochs=3)
-    outer: OuterConfig = OuterConfig(rounds=10, contexts=24, samples=4, m_step=MStepConfig(batch=4))
+    outer: OuterConfig = OuterConfig(rounds=10, contexts=16, samples=4, m_step=MStepConfig(batch=4))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(fewer=0, answers=1, questions=1, calibrate=1, mislead=0)
+        self.at_least(fewer=0, every=1, answers=1, questions=1, mislead=0)
+        self.outer.at_least(rounds=1)
 
 
 def own_exams(lab: Lab, passages: Sequence[Passage], n: int) -> dict[str, Exam]:
@@ -60,11 +61,14 @@ def own_exams(lab: Lab, passages: Sequence[Passage], n: int) -> dict[str, Exam]:
 )
 def confidence(lab: Lab, config: ConfidenceConfig) -> None:
     """Rewards without an answer key: do they lift the exam, and when do they not?"""
-    held_out, fewer = lab.held_out, config.fewer
+    held_out, fewer = lab.held_out, min(config.fewer, lab.outer.rounds)
 
     def loop(name: str, reward: Reward = exam, **declared: object) -> None:
-        history = lab.outer_loop(name, reward=reward, **{"over": "own notes", **declared})
-        lab.step(f"{name}: proxy and truth", lambda: [calibrate(tried) for tried in history])
+        history = lab.outer_loop(
+            name, reward=reward, **{"over": "own notes", "every": config.every, **declared}
+        )
+        step = lab.run.under(name, curve=name).step
+        step("proxy and truth", lambda: [calibrate(tried) for tried in history])
         lab.reset()
 
     lab.arm("no adaptation", lambda: lab.plain(held_out))
@@ -72,27 +76,14 @@ def confidence(lab: Lab, config: ConfidenceConfig) -> None:
     lab.arm("passage only", baseline, over="no adaptation")
     own = lambda: lab.study_own(held_out)
     lab.arm("own notes", own, over="passage only", series=ALIKE, at=0, rival=True)
-    used = lab.train[: max(fewer * lab.outer.contexts, config.calibrate)]
+    used = lab.train[: lab.outer.rounds * lab.outer.contexts]
     exams = lab.step("own exams", lambda: own_exams(lab, used, config.questions))
-    proxies = {
-        "certainty": certainty,
-        "self-certainty": self_certainty,
-        "agreement": agreement(config.answers, lab.seed),
-        "own exam": own_exam(exams),
-    }
-
-    def first() -> dict[str, Values]:
-        some, n = lab.train[: config.calibrate], lab.outer.samples
-        pairs = [(c, text) for c, texts in zip(some, lab.write_many(some, n, 0)) for text in texts]
-        trials = lab.study(*zip(*pairs), reward=together([exam, *proxies.values()]))
-        tried = [(c, trials[i * n : (i + 1) * n]) for i, c in enumerate(some)]
-        return each_alone(tried, list(proxies))
-
-    lab.step("calibration", first)
-    for name, reward in proxies.items():
-        loop(name, reward, rounds=lab.outer.rounds if name == "certainty" else fewer)
+    loop("certainty", certainty)
+    loop("own exam", own_exam(exams))
+    loop("self-certainty", self_certainty, rounds=fewer)
+    loop("agreement", agreement(config.answers, lab.seed), rounds=fewer)
     loop("answer key", rounds=fewer)
-    loop("random winners", select="random", samples=1, rival=True)
+    loop("random winners", select="random", samples=1, rounds=fewer, rival=True)
     if config.mislead and not config.data:
 
         def learn() -> dict:

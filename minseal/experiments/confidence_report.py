@@ -1,7 +1,6 @@
 """What `run confidence` shows beyond its table: calibration, and proxy beside truth by round."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from ..lab.run import Run
 from ..lab.table import aligned
 from ..outer import Tried
 
-ENDS = ": proxy and truth"  # of the steps that hold what calibrate() says of a loop's rounds
 RANKS = {"rank": "rank correlation", "auroc": "AUROC", "best": "its best over the mean"}
+KEYS = ("answer key", "random winners", "wrong prior, answer key")  # these are the truth
 Values = dict[str, list[float]]
 
 
@@ -38,48 +37,30 @@ def calibrate(tried: Tried) -> Values:
     return out
 
 
-def each_alone(tried: Tried, names: Sequence[str]) -> dict[str, Values]:
-    """calibrate() for each of proxies.together(); the truth was the first of them, unnamed."""
-    out = {}
-    for i, name in enumerate(names, 1):
-        alone = lambda t: replace(t, reward=t.grades[i], grades=t.grades[:1]) if t.grades else t
-        out[name] = calibrate([(c, [alone(t) for t in trials]) for c, trials in tried])
-    return out
-
-
 def conclude(run: Run, results: dict[str, Any]) -> dict[str, Any]:
-    """Means, intervals over contexts: of each proxy before all loops, and of each loop's rounds."""
-
-    def told(values: Values) -> dict[str, Any]:
-        return {what: interval(v) if v else None for what, v in values.items()}
-
-    first = run.steps["calibration"].value if "calibration" in run.steps else {}
-    loops = {name[: -len(ENDS)]: s.value for name, s in run.steps.items() if name.endswith(ENDS)}
-    return {
-        "calibration": {name: told(values) for name, values in first.items()},
-        "curves": {name: [told(values) for values in rounds] for name, rounds in loops.items()},
-    }
+    """Of each round of each loop the means of calibrate(), with intervals over contexts."""
+    loops = {s.labels["curve"]: s.value for s in run.steps.values() if "curve" in s.labels}
+    told = lambda values: {what: interval(v) if v else None for what, v in values.items()}
+    return {"curves": {name: [told(one) for one in rounds] for name, rounds in loops.items()}}
 
 
 def blocks(run: Run, results: dict[str, Any]) -> list[str]:
-    """How the proxies rank self-edits before all loops; proxy and truth by round."""
-    calibration, curves = results["calibration"], results["curves"]
-    parts = []
-    if calibration:
-        rows = [["reward", *(cell for name in RANKS.values() for cell in (name, "95 %"))]]
-        for name, one in calibration.items():
-            cells = [_cells(one[what]) for what in RANKS]
-            rows.append([name, *(cell for pair in cells for cell in pair)])
-        parts += ["Within a context, untrained policy:", aligned(rows)]
-    if any(curves.values()):
-        most = max(map(len, curves.values()))
-        rows = [["in training, round", "", *(str(r) for r in range(1, most + 1))]]
-        for name, rounds in curves.items():
-            for what in ("proxy", "truth", "auroc"):
-                cells = [_cells(one[what])[0] for one in rounds]
-                rows.append([name, what, *cells, *[""] * (most - len(cells))])
-        parts += ["Self-edits of a round's new contexts, before its M-step:", aligned(rows, (0, 1))]
-    return ["\n".join(parts)] if parts else []
+    """How each reward ranks the self-edits of round 1, which are the same; proxy and truth."""
+    curves = {name: rounds for name, rounds in results["curves"].items() if rounds}
+    if not curves:
+        return []
+    ranks = [
+        ["in round 1, within a context", *(c for what in RANKS.values() for c in (what, "95 %"))]
+    ]
+    most = max(map(len, curves.values()))
+    lines = [["in training, round", "", *(str(r) for r in range(1, most + 1))]]
+    for name, rounds in curves.items():
+        if name not in KEYS:
+            ranks.append([name, *(cell for what in RANKS for cell in _cells(rounds[0][what]))])
+        for what in ("proxy", "truth"):
+            cells = [_cells(one[what])[0] for one in rounds]
+            lines.append([name, what, *cells, *[""] * (most - len(cells))])
+    return [aligned(ranks), aligned(lines, (0, 1))]
 
 
 def _cells(value: Any) -> tuple[str, str]:

@@ -5,7 +5,6 @@ The answers and grades of an Outcome are the true exam's, for the log; no reward
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,18 +78,6 @@ def own_exam(exams: dict[str, Exam]) -> Reward:
         scores = [score if exams[c.id] else 0.0 for c, score in zip(contexts, scores)]
         outcomes = exam(student, task, contexts, adapters)
         return [replace(outcome, reward=score) for outcome, score in zip(outcomes, scores)]
-
-    return reward
-
-
-def together(rewards: Sequence[Reward]) -> Reward:
-    """The first of them; an Outcome's grades are what all of them say of the same adapter."""
-
-    def reward(
-        student: GPT, task: Task, contexts: list[Any], adapters: Adapters | None = None
-    ) -> list[Outcome]:
-        said = [one(student, task, contexts, adapters) for one in rewards]  # each (K,) Outcomes
-        return [replace(of_one[0], grades=[o.reward for o in of_one]) for of_one in zip(*said)]
 
     return reward
 
