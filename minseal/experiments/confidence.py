@@ -3,15 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from torch import Tensor
+
 from ..inner import InnerConfig, adapt
 from ..lab.lab import Lab, experiment
 from ..lab.proxies import agreement, certainty, own_exam, self_certainty
 from ..lora import merge_state
 from ..outer import MStepConfig, OuterConfig
 from ..rewards import Reward, exam
-from ..tasks.knowledge import find_question
-from ..tasks.mistaken import false_lessons
+from ..selfedit import SelfEdit
+from ..tasks.knowledge import Knowledge, find_question
 from ..tasks.passages import Exam, Passage
+from ..tasks.people import ATTRIBUTES, draw_people
 from .confidence_report import blocks, calibrate, conclude, plot_curves
 from .distil import ask_oneself
 from .passages import PassageConfig, people
@@ -29,7 +33,7 @@ class ConfidenceConfig(PassageConfig):
     every: int = 5  # after so many rounds, and the last, held-out contexts are measured
     answers: int = 8  # sampled to each question, for agreement
     questions: int = 8  # that the model asks itself about a passage, for an exam of its own
-    mislead: int = 256  # people about whom false things are taught, for the wrong prior; 0: none
+    mislead: int = 32  # people, all with the same answers, teach the wrong prior; 0: no such arm
     # Half the work of the usual inner loop, to the same scores.
     inner: InnerConfig = InnerConfig(lr=6e-3, epochs=3)
     outer: OuterConfig = OuterConfig(rounds=10, contexts=16, samples=4, m_step=MStepConfig(batch=4))
@@ -49,6 +53,16 @@ def own_exams(lab: Lab, passages: Sequence[Passage], n: int) -> dict[str, Exam]:
             asked = [find_question(line) for line in lines]
             exams[passage.id] = tuple((q.question, (q.answer,)) for q in asked if q)
     return exams
+
+
+def wrong_prior(task: Knowledge, n: int, seed: int) -> SelfEdit:
+    """One answer to each question, whoever is asked about: n people, none of a passage here."""
+    exam = tuple(
+        (attribute.question.format(n=person.name), (next(iter(attribute.implied.values())),))
+        for person in draw_people(n, np.random.default_rng(seed), strangers=False)
+        for attribute in ATTRIBUTES.values()
+    )
+    return SelfEdit(tuple(task.right_answers(Passage("prior", "", "", exam))))
 
 
 @experiment(
@@ -85,16 +99,17 @@ def confidence(lab: Lab, config: ConfidenceConfig) -> None:
     loop("answer key", rounds=fewer)
     loop("random winners", select="random", samples=1, rounds=fewer, rival=True)
     if config.mislead and not config.data:
+        # A few steps: it is sure of what is false, and still reads and can be taught.
+        how = InnerConfig(lr=1e-3, epochs=1, batch=32, rank=32, alpha=64.0)
 
-        def learn() -> dict:
-            lessons = false_lessons(lab.task, config.mislead, lab.seed)
-            how = InnerConfig(lr=1e-3, epochs=2, batch=8, rank=32, alpha=64.0)
+        def learn() -> dict[str, Tensor]:
+            lessons = wrong_prior(lab.task, config.mislead, lab.seed)
             with adapt(lab.policy, [lessons], how, lab.seed) as adapters:
                 return adapters.state()
 
+        start = "wrong prior, own notes"
         for name, reward in ("certainty", certainty), ("answer key", exam):
             merge_state(lab.policy, lab.step("wrong prior", learn))
-            start = "wrong prior, own notes"
             if name == "certainty":
                 lab.arm(start, own)
             loop(f"wrong prior, {name}", reward, rounds=fewer, over=start, series="")

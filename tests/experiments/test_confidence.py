@@ -7,11 +7,20 @@ import pytest
 from conftest import without_seconds
 from kills import stop_at
 
-from minseal import InnerConfig, OuterConfig, People, UserError, toy_passages
-from minseal.experiments.confidence import ConfidenceConfig, own_exams
+from minseal import (
+    InnerConfig,
+    OuterConfig,
+    People,
+    UserError,
+    adapt,
+    exam,
+    toy_passages,
+)
+from minseal.experiments.confidence import ConfidenceConfig, own_exams, wrong_prior
 from minseal.experiments.confidence_report import calibrate
 from minseal.lab.evidence import auroc, rank_correlation
 from minseal.lab.lab import EXPERIMENTS, Lab, settings_of, walk
+from minseal.lab.proxies import certainty
 from minseal.lab.run import Run
 from minseal.lab.table import summarise, text_report, write_report
 from minseal.outer import MStepConfig, Trial
@@ -57,6 +66,26 @@ def test_the_model_sets_itself_an_exam_that_the_passage_answers(pretrained):
     assert list(exams) == [p.id for p in passages]
     right = [pair in p.questions for p in passages for pair in exams[p.id]]
     assert len(right) > 10 and np.mean(right) > 0.9
+
+
+def test_a_wrong_prior_is_sure_still_reads_and_can_be_taught(pretrained):
+    """Closed book it has one answer to each question, and is sure of it."""
+    model, tokenizer = pretrained
+    task, passages = People(tokenizer), toy_passages(8, 4)
+    knew = certainty(model, task, passages)
+    how = InnerConfig(lr=1e-3, epochs=1, batch=32, rank=32, alpha=64.0)
+    with adapt(model, [wrong_prior(task, 32, 0)], how) as adapters:
+        believes = certainty(model, task, passages)
+        reads = exam(model, task, passages, in_context=True)
+        adapters.merge()
+    assert np.mean([o.reward for o in believes]) > np.mean([o.reward for o in knew]) + 0.3
+    usual = ("France", "hospital", "feathers", "bakery")
+    said = [answer == same for o in believes for answer, same in zip(o.answers, usual)]
+    assert np.mean(said) > 0.8
+    assert np.mean([o.reward for o in reads]) > 0.8
+    with adapt(model, [task.oracle(p) for p in passages], ConfidenceConfig().inner) as adapters:
+        taught = exam(model, task, passages, adapters)
+    assert np.mean([o.reward for o in taught]) > 0.5
 
 
 # ---- the experiment ----
