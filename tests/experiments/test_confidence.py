@@ -75,9 +75,9 @@ def test_a_wrong_prior_is_sure_still_reads_and_can_be_taught(pretrained):
     knew = certainty(model, task, passages)
     how = InnerConfig(lr=1e-3, epochs=1, batch=32, rank=32, alpha=64.0)
     with adapt(model, [wrong_prior(task, 32, 0)], how) as adapters:
-        believes = certainty(model, task, passages)
-        reads = exam(model, task, passages, in_context=True)
         adapters.merge()
+    believes = certainty(model, task, passages)
+    reads = exam(model, task, passages, in_context=True)
     assert np.mean([o.reward for o in believes]) > np.mean([o.reward for o in knew]) + 0.3
     usual = ("France", "hospital", "feathers", "bakery")
     said = [answer == same for o in believes for answer, same in zip(o.answers, usual)]
