@@ -1,5 +1,6 @@
 """Rewards without an answer key, in the outer loop: calibration, arms, stop and resume."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -118,6 +119,7 @@ def test_arms_and_curves(finished):
         assert arms[name]["over"] == ("wrong prior, own notes" if wrong else "own notes")
     assert {name: len(curve) for name, curve in results["curves"].items()} == loops
     assert "proxy" in text_report(run, CONFIDENCE, results)
+    assert results["left out"] == []
 
 
 def test_all_rewards_start_from_the_same_policy_and_self_edits(finished):
@@ -147,6 +149,23 @@ def test_stopped_and_resumed_gives_the_same(finished, tmp_path):
             go(config, tmp_path / "run", stop_at(n))
     _, again = go(config, tmp_path / "run")
     assert without_seconds(again) == without_seconds(results)
+
+
+@pytest.mark.slow
+def test_any_passages_will_do_and_have_no_wrong_prior(untrained, tmp_path):
+    data = [
+        {
+            "context": f"City {i} has a tower. It was built in 19{i}0.",
+            "questions": [{"question": "When was it built?", "answer": f"19{i}0"}],
+        }
+        for i in range(6)
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    config = replace(SMALL, model=untrained, data=str(tmp_path / "data.json"))
+    _, results = go(config, tmp_path / "run")
+    arms = [a["arm"] for a in results["arms"]]
+    assert "certainty 2" in arms and not any(arm.startswith("wrong prior") for arm in arms)
+    assert results["left out"] == []
 
 
 def test_bad_settings_are_refused():
