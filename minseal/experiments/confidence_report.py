@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from ..lab.evidence import auroc, interval, rank_correlation
-from ..lab.plots import plain_axes
 from ..lab.run import Run
 from ..lab.table import aligned
 from ..outer import Tried
@@ -77,8 +76,7 @@ def plot_curves(run: Run, results: dict[str, Any], save: Callable) -> None:
         return
 
     def draw(figure: Any) -> None:
-        parts = figure.subfigures(1, 2)
-        left, right = (plain_axes(part) for part in parts)
+        left, right = figure.subplots(1, 2)
         for name, rounds in curves.items():
             proxy, truth = ([one[what][0] for one in rounds] for what in ("proxy", "truth"))
             places = range(1, len(rounds) + 1)
@@ -87,6 +85,8 @@ def plot_curves(run: Run, results: dict[str, Any], save: Callable) -> None:
             right.plot(places, truth, **style)
         left.set(xlabel="round", ylabel="reward, round 1 is 1")
         right.set(xlabel="round", ylabel="the exam of the same self-edits", ylim=(0, 1))
-        left.legend(frameon=False, fontsize=7)
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
 
-    save("proxies.png", draw, (9, 3.6))
+    save("proxies.png", draw, (9, 4))
