@@ -43,28 +43,35 @@ def exam(
 
     in_context: the context in front of each question, for the upper end of the ladder.
     """
-    if student.n_adapters not in (None, len(contexts)):
-        raise ValueError(f"{student.n_adapters} adapters cannot sit {len(contexts)} exams")
     exams = [task.exam(context, in_context) for context in contexts]
+    outcomes = []
+    for context, given in zip(contexts, ask(student, task, exams)):
+        answers = [answer for (answer,) in given]
+        grades = task.grade(context, answers)
+        outcomes.append(Outcome(float(np.mean(grades)), answers, grades))
+    return outcomes
+
+
+def ask(
+    student: GPT,
+    task: Task,
+    exams: list[list[list[int]]],
+    n: int = 1,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[list[str]]]:
+    """n answers to each question of each exam; if there are adapters, exams[k] is that of k."""
+    if student.n_adapters not in (None, len(exams)):
+        raise ValueError(f"{student.n_adapters} adapters cannot sit {len(exams)} exams")
     most = max(len(questions) for questions in exams)
     # Adapters need equal groups of rows: a shorter exam is filled up with its last question.
     prompts = [
         q for questions in exams for q in questions + questions[-1:] * (most - len(questions))
     ]
-    texts = sample(
-        student,
-        task.tokenizer,
-        prompts,
-        max_tokens=task.answer_tokens,
-        temperature=0,
-        stop=task.stop,
-    )
-    outcomes = []
-    for i, (context, questions) in enumerate(zip(contexts, exams)):
-        answers = [text.strip() for (text,) in texts[i * most : i * most + len(questions)]]
-        grades = task.grade(context, answers)
-        outcomes.append(Outcome(float(np.mean(grades)), answers, grades))
-    return outcomes
+    how = dict(temperature=temperature, stop=task.stop, seed=seed)
+    texts = sample(student, task.tokenizer, prompts, n, task.answer_tokens, **how)
+    answers = [[text.strip() for text in of_one] for of_one in texts]
+    return [answers[i * most : i * most + len(exam)] for i, exam in enumerate(exams)]
 
 
 @torch.no_grad()

@@ -83,3 +83,14 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
     if min(np.ptp(r) for r in ranks) == 0:
         return float("nan")
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def auroc(x: ArrayLike, y: ArrayLike) -> float:
+    """How often, of two whose y differ, that with more y has more x; equal x count half.
+
+    Where y is 0 or 1 this is the area under the ROC curve of x. NaN if all y are equal.
+    """
+    x, y = (np.asarray(values, float) for values in (x, y))
+    more = y[:, None] > y  # (N, N)
+    order = np.sign(x[:, None] - x)  # (N, N)
+    return float((order[more].mean() + 1) / 2) if more.any() else float("nan")

@@ -168,9 +168,12 @@ class Lab:
         improve: Improve | None = None,
         reward: Reward | None = None,
         follow: bool = False,
+        every: int = 1,
         **declared: Any,
     ) -> list[Tried]:
         """The outer loop; after each round an arm `name r`, the policy's own held-out self-edits.
+
+        every: an arm after every so many rounds, and after the last.
 
         declared: fields of OuterConfig that are others here (select="random"), and of these arms;
         rival: the last one is. follow: from round 2 on the gain is over the round before.
@@ -181,6 +184,8 @@ class Lab:
 
         def measure(r: int, tried: Tried) -> None:
             run.under(str(r), round=r).step("in training", lambda: summarise_round(tried))
+            if r % every and r != outer.rounds:
+                return
             arm = {"series": name, **declared, "at": r, "rival": rival and r == outer.rounds}
             if follow and r > 1:
                 arm["over"] = f"{name} {r - 1}"

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minseal.lab.evidence import best_of_k, interval, paired, rank_correlation, reliability, told
+from minseal.lab.evidence import (
+    auroc,
+    best_of_k,
+    interval,
+    paired,
+    rank_correlation,
+    reliability,
+    told,
+)
 
 
 def simulated(true, noise, shape=(1500, 5, 3), seed=0):
@@ -237,3 +245,23 @@ def test_only_an_interval_apart_from_nought_is_a_difference(low, high, verdict):
     text = told(0.1, (low, high), 8)
     assert text.startswith("+0.10 (95 %") and verdict in text
     assert "better" not in told(0.1, (0.1, 0.1), 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=12))
+def test_auroc_equals_a_loop_over_pairs(pairs):
+    right = [(a > b) + (a == b) / 2 for a, better in pairs for b, worse in pairs if better > worse]
+    got = auroc(*zip(*pairs))
+    assert math.isnan(got) if not right else got == pytest.approx(sum(right) / len(right))
+
+
+def test_auroc_is_the_area_under_the_roc_curve():
+    """Threshold by threshold, trapezoids between."""
+    rng = np.random.default_rng(3)
+    y = rng.integers(0, 2, 200)
+    x = np.round(y + rng.normal(size=200), 1)  # with ties
+    points = [(0.0, 0.0)]
+    for threshold in sorted(set(x), reverse=True):
+        points.append((np.mean(x[y == 0] >= threshold), np.mean(x[y == 1] >= threshold)))
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:]))
+    assert auroc(x, y) == pytest.approx(area)
+    assert auroc(-x, y) == pytest.approx(1 - area)
