@@ -271,9 +271,9 @@ def test_the_whole_house_stays_small():
     """A ratchet: 7,155 when the house was rebuilt, aimed at 6,300. Raise it with a reason.
 
     8,300: files from anywhere and bad days (locks, flushed writers, checked logs, Unicode).
-    10,350: four experiments with their reports, an agent, report.html, learning over again.
+    11,200: six experiments with their reports, an agent, report.html, learning over again.
     """
-    assert sum(len(lines_of(p)) for p in PACKAGE.rglob("*.py")) <= 10350
+    assert sum(len(lines_of(p)) for p in PACKAGE.rglob("*.py")) <= 11200
 
 
 def test_no_line_is_longer_than_100_columns():
