@@ -10,6 +10,7 @@ The policy at the beginning of the round is the old policy, and the reference, t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ class GRPO:
     Paper: the reference is the first policy of all, or of an iteration. Here: of the round.
     """
 
-    inner: InnerConfig = replace(MStepConfig(), epochs=4, batch=64)
+    inner: InnerConfig = replace(MStepConfig(), batch=32)
     clip: float = 0.2  # of the ratio to the old policy
     kl: float = 0.04  # weight of the KL divergence from the reference
 
@@ -142,23 +143,35 @@ class DPO:
         return mean_of_each(-F.logsigmoid(self.beta * (gains[0] - gains[1])), rows)
 
 
-LOOPS = ("ReST-EM", "beats passage", "GRPO", "DPO", "REINFORCE", "random winner")
+LOOPS = ("ReST-EM", "beats-passage", "GRPO", "DPO", "REINFORCE", "random")
 
 
 def improve_of(name: str, m_step: InnerConfig, inner: InnerConfig) -> Improve:
     """The M-step of that name with these settings. inner: of the inner loop.
 
-    All but `beats passage`, which has more to learn, take about as many gradient steps: REINFORCE
+    All but `beats-passage`, which has more to learn, take about as many gradient steps: REINFORCE
     makes one pass over all texts, GRPO several over larger steps.
     """
     return {
         "ReST-EM": ReSTEM("best", m_step),
-        "beats passage": BeatPassage(m_step, inner),
-        "GRPO": GRPO(replace(m_step, batch=8 * m_step.batch)),
+        "beats-passage": BeatPassage(m_step, inner),
+        "GRPO": GRPO(replace(m_step, batch=4 * m_step.batch)),
         "DPO": DPO(m_step),
         "REINFORCE": Reinforce(replace(m_step, epochs=1)),
-        "random winner": ReSTEM("random", m_step),
+        "random": ReSTEM("random", m_step),
     }[name]
+
+
+def careful(improve: Improve) -> Improve:
+    """The same; where its training fails the policy stays as it is, and the log says why."""
+
+    def attempt(policy: GPT, task: Task, tried: Tried, seed: int) -> dict[str, Any]:
+        try:
+            return improve(policy, task, tried, seed)
+        except UserError as e:
+            return {"failed": str(e)}  # merges nothing
+
+    return attempt
 
 
 def left_out(rewards: Sequence[float]) -> list[float]:

@@ -9,15 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ..files import UserError
 from ..inner import InnerConfig
 from ..lab.lab import Lab, experiment, summarise_round
-from ..model import GPT
 from ..outer import OuterConfig, Tried, outer_loop
-from ..selfedit import Task
-from .improvers import LOOPS, improve_of
+from .improvers import LOOPS, careful, improve_of
 from .loops_report import blocks, columns, conclude, describe, notes, plot_sweep, what_is_written
 from .passages import PassageConfig, people
 
@@ -26,57 +23,52 @@ from .passages import PassageConfig, people
 class LoopsConfig(PassageConfig):
     """ReST-EM beside GRPO, DPO, REINFORCE, all that beat the passage, and a control."""
 
-    rates: tuple[str, ...] = ("3e-4", "1e-3", "3e-3", "1e-2")  # learning rates that each loop tries
+    loops: tuple[str, ...] = LOOPS  # which: some of ReST-EM, beats-passage, GRPO, ...
+    rates: tuple[str, ...] = ("3e-4", "1e-3", "3e-3")  # learning rates that each loop tries
     sweep_rounds: int = 1  # rounds at each rate
-    sweep_contexts: int = 48  # training contexts, those of round 2 first, that choose the best rate
-    look_contexts: int = 24  # contexts of which four self-edits each are looked at: KL, diversity
-    outer: OuterConfig = OuterConfig(contexts=48, samples=6)
+    sweep_contexts: int = 24  # training contexts, those of round 2 first, that choose the best rate
+    look_contexts: int = 8  # contexts of which four self-edits each are looked at: KL, diversity
+    eval_contexts: int | None = 48  # held-out contexts; None: as elsewhere
+    outer: OuterConfig = OuterConfig(rounds=2, contexts=48, samples=4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(sweep_rounds=1, sweep_contexts=1, look_contexts=1)
-        if not self.rates or not self.outer.rounds:
-            raise UserError("--rates and --rounds: expected one at least")
+        if not (self.loops and self.rates and self.outer.rounds):
+            raise UserError("--loops, --rates and --rounds: expected one at least")
+        if unknown := set(self.loops) - set(LOOPS):
+            raise UserError(f"--loops {min(unknown)!r}; expected some of {', '.join(LOOPS)}")
         for rate in self.rates:
             try:
                 InnerConfig(lr=float(rate))
             except ValueError:
-                told = "expected learning rates with commas between, such as 3e-4,1e-3"
-                raise UserError(f"--rates {rate!r:.40}: {told}") from None
+                raise UserError(f"--rates {rate!r:.40}; expected some as in 3e-4,1e-3") from None
 
 
 def teach(
     lab: Lab,
-    config: LoopsConfig,
     name: str,
     rate: str,
     rounds: int,
     where: str,
     on_round: Callable[[int, Tried], None] = lambda r, tried: None,
 ) -> None:
-    """One outer loop from the first policy; `where` its steps are. The first E-step is shared.
-
-    An M-step whose training fails leaves the policy as it was, and its reason in the log.
-    """
-    improve = improve_of(name, replace(config.outer.m_step, lr=float(rate)), config.inner)
-
-    def careful(policy: GPT, task: Task, tried: Tried, seed: int) -> dict[str, Tensor | str]:
-        try:
-            return improve(policy, task, tried, seed)
-        except UserError as e:
-            return {"failed": str(e)}
+    """One outer loop from the first policy; its steps are under `where`, what is shared is not."""
+    improve = improve_of(name, replace(lab.outer.m_step, lr=float(rate)), lab.inner)
+    # One drawn at random from several is one: the control samples no more.
+    outer = replace(lab.outer, rounds=rounds, **({"samples": 1} if name == "random" else {}))
 
     def step(what: str, compute: Callable[[], Any]) -> Any:
-        swept = f"{name}, rate {rate}, {what}"
-        if what.startswith("1 contexts"):
+        if what.startswith("1 contexts") and outer.samples == lab.outer.samples:
             return lab.step(what, compute)
+        swept = f"{name}, rate {rate}, {what}"
         if swept in lab.run.steps:
             compute = lambda: lab.run.result(swept)
         return lab.step(f"{where} {what}", compute)
 
     lab.reset()
-    outer, how = replace(lab.outer, rounds=rounds), dict(improve=careful, seed=lab.seed, step=step)
-    outer_loop(lab.policy, lab.task, lab.train, outer, lab.inner, on_round=on_round, **how)
+    how = dict(improve=careful(improve), seed=lab.seed, step=step, on_round=on_round)
+    outer_loop(lab.policy, lab.task, lab.train, outer, lab.inner, **how)
 
 
 @experiment(
@@ -105,16 +97,16 @@ def loops(lab: Lab, config: LoopsConfig) -> None:
         return float(np.mean([t.reward for t in trials]))
 
     def sweep(name: str, rate: str) -> float:
-        teach(lab, config, name, rate, config.sweep_rounds, f"{name}, rate {rate},")
+        teach(lab, name, rate, config.sweep_rounds, f"{name}, rate {rate},")
         return try_out(f"{name}, rate {rate}")
 
     lab.arm("no adaptation", lambda: lab.plain(held_out))
     lab.arm("passage only", lambda: lab.study(held_out, lab.task.baseline), over="no adaptation")
     own = lambda: lab.study_own(held_out)
-    lab.arm("own notes", own, over="passage only", series=LOOPS, at=0)
+    lab.arm("own notes", own, over="passage only", series=config.loops, at=0)
     look("own notes", held_out)
     try_out("untrained")
-    best = {name: max(config.rates, key=lambda rate: sweep(name, rate)) for name in LOOPS}
+    best = {name: max(config.rates, key=lambda rate: sweep(name, rate)) for name in config.loops}
     lab.step("rates", lambda: best)
     for name, rate in best.items():
 
@@ -125,4 +117,4 @@ def loops(lab: Lab, config: LoopsConfig) -> None:
             lab.arm(f"{name} {r}", own, **arm)
             look(f"{name} {r}", held_out)
 
-        teach(lab, config, name, rate, lab.outer.rounds, name, examine)
+        teach(lab, name, rate, lab.outer.rounds, name, examine)
