@@ -59,8 +59,9 @@ def teach(
     outer = replace(lab.outer, rounds=rounds, **({"samples": 1} if name == "random" else {}))
 
     def step(what: str, compute: Callable[[], Any]) -> Any:
-        if what.startswith("1 contexts") and outer.samples == lab.outer.samples:
-            return lab.step(what, compute)
+        if what.startswith("1 contexts"):  # whatever the rate
+            alike = outer.samples == lab.outer.samples
+            return lab.step(what if alike else f"{name} {what}", compute)
         swept = f"{name}, rate {rate}, {what}"
         if swept in lab.run.steps:
             compute = lambda: lab.run.result(swept)
