@@ -20,7 +20,8 @@ from torch import Tensor
 from ..files import UserError
 from ..inner import InnerConfig, Loss, Rows, adapt, cross_entropy, pack, to_tensors
 from ..model import GPT
-from ..outer import Improve, MStepConfig, ReSTEM, Tried, try_out
+from ..outer import Improve, MStepConfig, OuterConfig, ReSTEM, Tried, try_out
+from ..rewards import REWARDS, Reward, exam
 from ..selfedit import Document, SelfEdit, Task
 
 State = dict[str, Tensor]
@@ -39,21 +40,22 @@ class Written(Document):
 class BeatPassage:
     """Fine-tune the policy on all self-edits that beat training on the passage alone.
 
-    alone: the inner loop that the self-edits had, for the passages.
+    alone, reward: the inner loop and the reward that the self-edits had, for the passages.
     """
 
     inner: InnerConfig = MStepConfig()
     alone: InnerConfig = InnerConfig()
+    reward: Reward = exam
 
     def __call__(self, policy: GPT, task: Task, tried: Tried, seed: int) -> State:
         passages = [(context, task.baseline) for context, _ in tried]
         luck = tried[0][1][0].seed or 0  # the first weights that the self-edits had
-        bars = [t.reward for t in try_out(policy, task, passages, self.alone, seed=luck)]
+        bars = try_out(policy, task, passages, self.alone, self.reward, luck)
         found = [
             (context, t.text)
             for (context, trials), bar in zip(tried, bars)
             for t in trials
-            if t.invalid is None and t.reward > bar
+            if t.invalid is None and t.reward > bar.reward
         ]
         return fit(policy, task.lessons(found, seed) if found else [], self.inner, seed)
 
@@ -146,15 +148,16 @@ class DPO:
 LOOPS = ("ReST-EM", "beats-passage", "GRPO", "DPO", "REINFORCE", "random")
 
 
-def improve_of(name: str, m_step: InnerConfig, inner: InnerConfig) -> Improve:
-    """The M-step of that name with these settings. inner: of the inner loop.
+def improve_of(name: str, outer: OuterConfig, inner: InnerConfig) -> Improve:
+    """The M-step of that name with the settings of an outer loop and its inner loop.
 
     All but `beats-passage`, which has more to learn, take about as many gradient steps: REINFORCE
     makes one pass over all texts, GRPO several over larger steps.
     """
+    m_step = outer.m_step
     return {
         "ReST-EM": ReSTEM("best", m_step),
-        "beats-passage": BeatPassage(m_step, inner),
+        "beats-passage": BeatPassage(m_step, inner, REWARDS[outer.reward]),
         "GRPO": GRPO(replace(m_step, batch=4 * m_step.batch)),
         "DPO": DPO(m_step),
         "REINFORCE": Reinforce(replace(m_step, epochs=1)),

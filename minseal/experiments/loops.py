@@ -15,7 +15,7 @@ from ..inner import InnerConfig
 from ..lab.lab import Lab, experiment, summarise_round
 from ..outer import OuterConfig, Tried, outer_loop
 from .improvers import LOOPS, careful, improve_of
-from .loops_report import blocks, columns, conclude, describe, notes, plot_sweep, what_is_written
+from .loops_report import REPORT, what_is_written
 from .passages import PassageConfig, people
 
 
@@ -28,7 +28,7 @@ class LoopsConfig(PassageConfig):
     sweep_rounds: int = 1  # rounds at each rate
     sweep_contexts: int = 24  # training contexts, those of round 2 first, that choose the best rate
     look_contexts: int = 8  # contexts of which four self-edits each are looked at: KL, diversity
-    eval_contexts: int | None = 48  # held-out contexts; None: as elsewhere
+    eval_contexts: int | None = 48  # held-out contexts; None: 96, or a third of --data
     outer: OuterConfig = OuterConfig(rounds=2, contexts=48, samples=4)
 
     def __post_init__(self) -> None:
@@ -54,35 +54,26 @@ def teach(
     on_round: Callable[[int, Tried], None] = lambda r, tried: None,
 ) -> None:
     """One outer loop from the first policy; its steps are under `where`, what is shared is not."""
-    improve = improve_of(name, replace(lab.outer.m_step, lr=float(rate)), lab.inner)
     # One drawn at random from several is one: the control samples no more.
-    outer = replace(lab.outer, rounds=rounds, **({"samples": 1} if name == "random" else {}))
+    k = 1 if name == "random" else lab.outer.samples
+    m_step = replace(lab.outer.m_step, lr=float(rate))
+    outer = replace(lab.outer, rounds=rounds, samples=k, m_step=m_step)
 
     def step(what: str, compute: Callable[[], Any]) -> Any:
         if what.startswith("1 contexts"):  # whatever the rate
-            alike = outer.samples == lab.outer.samples
-            return lab.step(what if alike else f"{name} {what}", compute)
+            return lab.step(what if k == lab.outer.samples else f"{name} {what}", compute)
         swept = f"{name}, rate {rate}, {what}"
         if swept in lab.run.steps:
             compute = lambda: lab.run.result(swept)
         return lab.step(f"{where} {what}", compute)
 
     lab.reset()
-    how = dict(improve=careful(improve), seed=lab.seed, step=step, on_round=on_round)
+    improve = careful(improve_of(name, outer, lab.inner))
+    how = dict(improve=improve, seed=lab.seed, step=step, on_round=on_round)
     outer_loop(lab.policy, lab.task, lab.train, outer, lab.inner, **how)
 
 
-@experiment(
-    "loops",
-    LoopsConfig,
-    open=people,
-    describe=describe,
-    columns=columns,
-    conclude=conclude,
-    notes=notes,
-    blocks=blocks,
-    pictures=(plot_sweep,),
-)
+@experiment("loops", LoopsConfig, open=people, **REPORT)
 def loops(lab: Lab, config: LoopsConfig) -> None:
     """One E-step, many M-steps: which outer loop teaches most, and is any of them unstable?"""
     first, held_out, n = copy.deepcopy(lab.policy), lab.held_out, lab.outer.contexts

@@ -75,7 +75,8 @@ def cells(row: Results) -> list[str]:
 
 
 def conclude(run: Run, results: Results) -> Results:
-    """The sweep: for each loop and rate the reward on training contexts, its gain, and the rest."""
+    """sweep: for each loop and rate the reward on training contexts, its gain over untrained, and
+    what is written; failed: {M-step whose training failed: why}."""
     rows, untrained = [], run.steps["untrained, tried out"].trials
     best = run.steps["rates"].value if "rates" in run.steps else {}
     for name, step in run.steps.items():
@@ -85,18 +86,11 @@ def conclude(run: Run, results: Results) -> Results:
             rewards = [t.reward for t in step.trials]
             gain = evidence.paired(rewards, [t.reward for t in untrained])
             row = {"loop": loop, "rate": rate, "reward": float(np.mean(rewards)), "gain": gain}
-            row |= {
-                "best": best.get(loop) == rate,
-                "failed": failures(run, f"{loop}, rate {rate},"),
-            }
+            row["best"] = best.get(loop) == rate
             rows.append(row | describe(run, step))
-    return {"sweep": rows}
-
-
-def failures(run: Run, where: str) -> list[str]:
-    """Why M-steps failed, of the steps whose names begin so."""
-    steps = [s for name, s in run.steps.items() if name.startswith(where) and "M-step" in name]
-    return [s.value["failed"] for s in steps if isinstance(s.value, dict) and "failed" in s.value]
+    values = {name: step.value for name, step in run.steps.items() if name.endswith("M-step")}
+    failed = {name: v["failed"] for name, v in values.items() if v and "failed" in v}
+    return {"sweep": rows, "failed": failed}
 
 
 def blocks(run: Run, results: Results) -> list[str]:
@@ -112,17 +106,16 @@ def blocks(run: Run, results: Results) -> list[str]:
 
 
 def notes(run: Run, results: Results) -> list[str]:
-    """Divergence: rates at which a loop fell below the untrained policy, or could not train."""
+    """What the columns mean; rates at which a loop did harm; M-steps whose training failed."""
     out = [
         "KL: from the first policy, nats a self-edit. unreadable: notes that no grammar reads. "
         "distinct: different notes among those of four self-edits of a context."
     ]
     for loop in dict.fromkeys(a["loop"] for a in results.get("sweep", [])):
         fell = [a["rate"] for a in results["sweep"] if a["loop"] == loop and a["gain"][1][1] < 0]
-        out += [f"{loop} fell below the untrained policy at {', '.join(fell)}."] if fell else []
-        why = [x for a in results["sweep"] if a["loop"] == loop for x in a["failed"]]
-        why += failures(run, f"{loop} ")
-        out += [f"{loop}: {len(why)} M-steps failed and changed nothing: {why[0]}"] if why else []
+        out += [f"{loop} falls below the untrained policy at {', '.join(fell)}."] if fell else []
+    for name, why in results.get("failed", {}).items():
+        out.append(f"{name} failed and changed nothing: {why}")
     return out
 
 
@@ -141,3 +134,13 @@ def plot_sweep(run: Run, results: Results, save: Callable) -> None:
 
     if loops:
         save("sweep.png", draw, (6, 3.6))
+
+
+REPORT = dict(
+    describe=describe,
+    columns=columns,
+    conclude=conclude,
+    notes=notes,
+    blocks=blocks,
+    pictures=(plot_sweep,),
+)

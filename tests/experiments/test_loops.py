@@ -1,6 +1,7 @@
 """Outer loops side by side: each M-step against its paper's formula, the sweep, the same again."""
 
 import copy
+import inspect
 import math
 from dataclasses import replace
 
@@ -29,10 +30,11 @@ from minseal.experiments.loops import LoopsConfig
 from minseal.experiments.loops_report import drift, what_is_written
 from minseal.experiments.passages import people
 from minseal.inner import losses, pack
-from minseal.lab.lab import EXPERIMENTS, Lab, settings_of, walk
+from minseal.lab.lab import EXPERIMENTS, Lab, restore_policy, settings_of, walk
 from minseal.lab.run import Run
 from minseal.lab.table import summarise, text_report
 from minseal.lora import LoRAConfig, attach, merge_state
+from minseal.rewards import exam
 from minseal.selfedit import InvalidSelfEdit, SelfEdit, Task
 
 LOOP = EXPERIMENTS["loops"]
@@ -161,6 +163,11 @@ def test_the_gradient_is_that_of_the_formula(gpt, monkeypatch, improve, formula,
         torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-6)  # its logits are float32
 
 
+@pytest.mark.parametrize("improve", [BeatPassage, DPO, GRPO, Reinforce])
+def test_an_m_step_is_a_screen_long(improve):
+    assert len(inspect.getsource(improve).splitlines()) <= 40
+
+
 def likelihoods(model):
     with torch.no_grad():
         return {(c, t): sum(token_logs(model, c, t)).item() for c, ts in DRAWN for t, _ in ts}
@@ -195,8 +202,8 @@ def test_all_that_beat_the_passage_are_learnt(pretrained, monkeypatch):
     ]
     tried[0][1][2].invalid = "training failed"
 
-    def alone(student, task, pairs, inner, seed):
-        assert [c for c, _ in pairs] == passages and (inner, seed) == (lab.inner, 5)
+    def alone(student, task, pairs, inner, reward, seed):
+        assert [c for c, _ in pairs] == passages and (inner, reward, seed) == (lab.inner, exam, 5)
         assert all(edit(c) == task.baseline(c) for c, edit in pairs)
         return [Trial(c.id, bar) for (c, _), bar in zip(pairs, bars)]
 
@@ -282,11 +289,12 @@ def test_what_is_written_is_counted(pretrained, monkeypatch):
 # ---- the experiment ----
 
 SMALL = LoopsConfig(
+    loops=("ReST-EM", "random"),
     rates=("1e-3", "1e-1"),
     sweep_contexts=3,
     look_contexts=1,
     eval_contexts=2,
-    edit_tokens=24,
+    edit_tokens=12,
     inner=InnerConfig(epochs=1, rank=2),
     outer=OuterConfig(rounds=2, contexts=2, samples=3, reward="likelihood"),
 )
@@ -321,16 +329,16 @@ def test_every_loop_has_its_curve_and_its_rates(finished):
     assert results["left out"] == []
     arms = {a["arm"]: a for a in results["arms"]}
     assert list(arms) == ["no adaptation", "passage only", "own notes"] + [
-        f"{loop} {r}" for loop in LOOPS for r in (1, 2)
+        f"{loop} {r}" for loop in SMALL.loops for r in (1, 2)
     ]
-    assert arms["own notes"]["series"] == list(LOOPS) and arms["own notes"]["kl"] == 0
+    assert arms["own notes"]["series"] == list(SMALL.loops) and arms["own notes"]["kl"] == 0
     assert [(a["loop"], a["rate"]) for a in results["sweep"]] == [
-        (loop, rate) for loop in LOOPS for rate in SMALL.rates
+        (loop, rate) for loop in SMALL.loops for rate in SMALL.rates
     ]
-    for loop in LOOPS:
+    for loop in SMALL.loops:
         mine = [a for a in results["sweep"] if a["loop"] == loop]
         assert [a["reward"] for a in mine if a["best"]] == [max(a["reward"] for a in mine)]
-    assert {c["over"] for c in results["comparisons"]} == {f"{loop} 2" for loop in LOOPS[1:]}
+    assert {c["over"] for c in results["comparisons"]} == {f"{loop} 2" for loop in SMALL.loops[1:]}
     report = text_report(Run(folder), LOOP, results)
     assert "unreadable" in report and "Each loop at each learning rate" in report
 
@@ -345,12 +353,11 @@ def test_the_first_e_step_is_made_once(finished):
 
 
 def test_the_sweep_never_looks_at_what_is_held_out(finished, config, tmp_path):
-    """Other people held out: the same sweep, the same rates."""
+    """Other people held out: the same sweep."""
     folder, results = finished
-    strangers = toy_passages(9, 77)[:2]
-    others = lambda lab: setattr(lab, "held_out", strangers)
-    other = go(config, tmp_path / "run", change=others)
-    assert other["sweep"] == results["sweep"]
+    others = lambda lab: setattr(lab, "held_out", toy_passages(9, 77)[:2])
+    other = go(replace(config, loops=("ReST-EM",)), tmp_path / "run", change=others)
+    assert other["sweep"] == results["sweep"][: len(SMALL.rates)]
     seen = {}
     for run in (folder, tmp_path / "run"):
         for e in events(run):
@@ -373,23 +380,43 @@ def test_rest_em_is_the_outer_loop_of_every_other_experiment(finished, config, t
     for name in ("ReST-EM 1", "ReST-EM 2 contexts 1-2", "ReST-EM 2"):
         pair = [[(t.text, t.reward) for t in run.steps[name].trials] for run in (there, here)]
         assert pair[0] == pair[1]
+    after = copy.deepcopy(lab.policy.state_dict())
+    lab.reset()
+    restore_policy(lab.policy, folder)  # as the experiments that have a --policy do
+    assert all(torch.equal(w, after[n]) for n, w in lab.policy.state_dict().items())
 
 
 def test_stopped_and_resumed_gives_the_same(finished, config, tmp_path):
-    for n in (5, 12, 40, 60):
+    for n in (5, 12, 25):
         with pytest.raises(KeyboardInterrupt):
             go(config, tmp_path / "run", stop_at(n))
     again = go(config, tmp_path / "run")
     assert without_seconds(again) == without_seconds(finished[1])
 
 
+def test_all_six_loops_run(config, tmp_path):
+    outer = replace(config.outer, rounds=1)
+    results = go(replace(config, loops=LOOPS, rates=("1e-3",), outer=outer), tmp_path / "run")
+    for name in LOOPS:
+        assert Run(tmp_path / "run").result(f"{name} 1 M-step")  # there was something to learn
+    assert [a["loop"] for a in results["sweep"]] == list(LOOPS) and results["left out"] == []
+
+
 def test_divergence_is_reported(config, tmp_path):
-    one = replace(config, loops=("GRPO",), rates=("1e18", "1e17"))
+    outer = replace(config.outer, rounds=1)
+    one = replace(config, loops=("GRPO",), rates=("1e18",), outer=outer)
     results = go(one, tmp_path / "run")
-    assert all("M-step" in a["failed"][0] for a in results["sweep"])
+    assert list(results["failed"]) == ["GRPO, rate 1e18, 1 M-step", "GRPO 1 M-step"]
     arms = {a["arm"]: a["mean"] for a in results["arms"]}
-    assert arms["GRPO 2"] == arms["own notes"]  # the policy stayed as it was
-    assert "GRPO: 4 M-steps failed" in text_report(Run(tmp_path / "run"), LOOP, results)
+    assert arms["GRPO 1"] == arms["own notes"]  # the policy stayed as it was
+    report = text_report(Run(tmp_path / "run"), LOOP, results)
+    assert "GRPO 1 M-step failed and changed nothing: M-step: loss became" in report
+
+
+def test_harm_is_reported(finished):
+    folder, results = finished
+    results["sweep"][0]["gain"] = (-0.2, (-0.3, -0.1))
+    assert "ReST-EM falls below the untrained policy at 1e-3." in LOOP.notes(None, results)
 
 
 @pytest.mark.parametrize(
