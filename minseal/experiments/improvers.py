@@ -148,8 +148,8 @@ class DPO:
 LOOPS = ("ReST-EM", "beats-passage", "GRPO", "DPO", "REINFORCE", "random")
 
 
-def improve_of(name: str, outer: OuterConfig, inner: InnerConfig) -> Improve:
-    """The M-step of that name with the settings of an outer loop and its inner loop.
+def improve_of(name: str, outer: OuterConfig, inner: InnerConfig, clip: float = 0.2) -> Improve:
+    """The M-step of that name with the settings of an outer loop and its inner loop; GRPO's clip.
 
     All but `beats-passage`, which has more to learn, take about as many gradient steps: REINFORCE
     makes one pass over all texts, GRPO several over larger steps.
@@ -158,7 +158,7 @@ def improve_of(name: str, outer: OuterConfig, inner: InnerConfig) -> Improve:
     return {
         "ReST-EM": ReSTEM("best", m_step),
         "beats-passage": BeatPassage(m_step, inner, REWARDS[outer.reward]),
-        "GRPO": GRPO(replace(m_step, batch=4 * m_step.batch)),
+        "GRPO": GRPO(replace(m_step, batch=4 * m_step.batch), clip),
         "DPO": DPO(m_step),
         "REINFORCE": Reinforce(replace(m_step, epochs=1)),
         "random": ReSTEM("random", m_step),

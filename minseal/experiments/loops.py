@@ -25,6 +25,7 @@ class LoopsConfig(PassageConfig):
 
     loops: tuple[str, ...] = LOOPS  # which: some of ReST-EM, beats-passage, GRPO, ...
     rates: tuple[str, ...] = ("3e-4", "1e-3", "3e-3")  # learning rates that each loop tries
+    clip: float = 0.2  # GRPO's, of the ratio to the policy that wrote; 1e9: none
     sweep_rounds: int = 1  # rounds at each rate
     sweep_contexts: int = 24  # training contexts, those of round 2 first, that choose the best rate
     look_contexts: int = 8  # contexts of which four self-edits each are looked at: KL, diversity
@@ -33,7 +34,7 @@ class LoopsConfig(PassageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(sweep_rounds=1, sweep_contexts=1, look_contexts=1)
+        self.at_least(clip=0, sweep_rounds=1, sweep_contexts=1, look_contexts=1)
         if not (self.loops and self.rates and self.outer.rounds):
             raise UserError("--loops, --rates and --rounds: expected one at least")
         if unknown := set(self.loops) - set(LOOPS):
@@ -47,6 +48,7 @@ class LoopsConfig(PassageConfig):
 
 def teach(
     lab: Lab,
+    config: LoopsConfig,
     name: str,
     rate: str,
     rounds: int,
@@ -68,7 +70,7 @@ def teach(
         return lab.step(f"{where} {what}", compute)
 
     lab.reset()
-    improve = careful(improve_of(name, outer, lab.inner))
+    improve = careful(improve_of(name, outer, lab.inner, config.clip))
     how = dict(improve=improve, seed=lab.seed, step=step, on_round=on_round)
     outer_loop(lab.policy, lab.task, lab.train, outer, lab.inner, **how)
 
@@ -89,7 +91,7 @@ def loops(lab: Lab, config: LoopsConfig) -> None:
         return float(np.mean([t.reward for t in trials]))
 
     def sweep(name: str, rate: str) -> float:
-        teach(lab, name, rate, config.sweep_rounds, f"{name}, rate {rate},")
+        teach(lab, config, name, rate, config.sweep_rounds, f"{name}, rate {rate},")
         return try_out(f"{name}, rate {rate}")
 
     lab.arm("no adaptation", lambda: lab.plain(held_out))
@@ -109,4 +111,4 @@ def loops(lab: Lab, config: LoopsConfig) -> None:
             lab.arm(f"{name} {r}", own, **arm)
             look(f"{name} {r}", held_out)
 
-        teach(lab, name, rate, lab.outer.rounds, name, examine)
+        teach(lab, config, name, rate, lab.outer.rounds, name, examine)

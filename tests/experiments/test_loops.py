@@ -429,6 +429,7 @@ def test_harm_is_reported(finished):
         ({"loops": ("PPO",)}, "'PPO'"),
         ({"outer": OuterConfig(rounds=0)}, "at least"),
         ({"look_contexts": 0}, "look_contexts is 0"),
+        ({"clip": -0.1}, "clip is -0.1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, told):
