@@ -143,6 +143,8 @@ def write_folder(folder: str | Path, writers: dict[str, Writer]) -> None:
                 for name, writer in writers.items():
                     at = folder / name
                     writer(shop / name)
+                    # As the umask has it: some libraries write for their owner alone.
+                    (shop / name).chmod(shop.stat().st_mode & 0o666)
                     flush(shop / name)
                 flush(shop)
                 shop = shop.rename(shop.with_suffix(".done"))  # from here on it is written

@@ -246,8 +246,8 @@ def to_tensors(rows: list[Rows]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """rows[k]: packed rows of adapter k -> ids, docs, targets, weights, each (K b, T).
 
     b and T are the largest, the rest is padding. docs numbers the documents of a row, -1 is padding
-    (model.py). targets[t] is the token to predict at t, weights[t] the weight of its loss; -1 where
-    nothing is: at a document's end, at padding, and before a token that carries no loss.
+    (model.py). targets[t] is the token to predict at t, or -1 where there is none: at a document's
+    end, at padding, and before a token that carries no loss. weights[t] is the weight of its loss.
     """
     b = max(len(r) for r in rows)
     flat = [row for r in rows for row in r + [[]] * (b - len(r))]  # K b rows

@@ -37,7 +37,7 @@ class Trial:
     answers: list[str] = field(default_factory=list)
     grades: list[float] = field(default_factory=list)
     invalid: str | None = None  # why it is no self-edit, or why training failed: then reward is 0
-    chose: dict[str, Any] = field(default_factory=dict)  # lr, epochs, ...: as parsed, once
+    chose: dict[str, Any] = field(default_factory=dict)  # lr, epochs, ...; an experiment's marks
 
 
 Tried = list[tuple[Any, list[Trial]]]  # each context of a round, with the trials of its self-edits

@@ -240,6 +240,18 @@ time.sleep(100)
 """
 
 
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_can_be_read_by_whom_the_umask_lets_whoever_wrote_them(tmp_path, mask, mode):
+    """safetensors writes files that only their owner reads."""
+    before = os.umask(mask)
+    try:
+        mine = lambda path: os.close(os.open(path, os.O_CREAT, 0o600))
+        write_folder(tmp_path / "a", {"x.json": write_json({}), "y": mine})
+    finally:
+        os.umask(before)
+    assert {f.stat().st_mode & 0o777 for f in (tmp_path / "a").iterdir()} == {mode}
+
+
 def test_a_folder_in_use_is_refused_by_the_name_of_its_holder_until_that_is_killed(tmp_path):
     held = tmp_path / "held"
     command = [sys.executable, "-c", HOLDER, str(held)]

@@ -273,7 +273,7 @@ def test_the_whole_house_stays_small():
     8,300: files from anywhere and bad days (locks, flushed writers, checked logs, Unicode).
     10,350: four experiments with their reports, an agent, report.html, learning over again.
     """
-    assert sum(len(lines_of(p)) for p in PACKAGE.rglob("*.py")) <= 10250
+    assert sum(len(lines_of(p)) for p in PACKAGE.rglob("*.py")) <= 10350
 
 
 def test_no_line_is_longer_than_100_columns():

@@ -147,7 +147,9 @@ def prepare(config: LearnConfig, files: list[str], say: Callable[[str], None]) -
     sections = cut_documents(lab, config, texts)
     check_titles(config, sections, titles)
     words = sum(len(text.split()) for text in texts.values())
-    say(f"{words} words in {len(sections)} sections, {lab.policy.size() / 1e6:.1f} M parameters")
+    many = "s" * (len(sections) > 1)
+    size = f"{lab.policy.size() / 1e6:.1f} M parameters"
+    say(f"{words} words in {len(sections)} section{many}, {size}")
 
     if config.policy and given_notes is None:  # the policy of a run writes the notes
         restore_policy(lab.policy, config.policy)

@@ -72,7 +72,8 @@ def refine(
         rows.append(row)
         if row["kept"]:
             old, now = now, new
-            if not is_examined(study.lab.run, number + 1):  # else a later one may lie there
+            # After a kill the adapter of a later pass may lie there already.
+            if not is_examined(study.lab.run, number + 1):
                 save(now.state)
             texts = [notes_as_text(study.sections, s.notes) for s in (now, old)]
             run = study.lab.run.under(f"pass {number}")
@@ -94,7 +95,8 @@ def go_over(
     written = write_notes(lab, study.prompts, sections)
     lab.reset()
     notes = {i: list(some) for i, some in now.notes.items()}
-    for place, some in ((chosen[i - 1], some) for i, some in written.items()):
+    for i, some in written.items():
+        place = chosen[i - 1]  # write_notes() numbers the chosen ones from 1
         notes[place] = list(dict.fromkeys([*notes.get(place, []), *some]))
     edits = make_edits(lab, study.sections, notes)  # all of it: what is not repeated is forgotten
     pairs = list(zip(study.sections, edits))
@@ -128,16 +130,16 @@ def find_sections(study: Study, questions: list[int]) -> list[int]:
 
     Of one that the model wrote it is the section that it was written on. Of a given one it is a
     guess: the section, with its title, that shares most words with the question, each counting the
-    less the more sections have it. One that holds an accepted answer goes before one that does not.
+    less the more sections have it. To hold an accepted answer counts as a word that no other has.
     """
     sections, places = study.sections, []
     words = [set(normalise(f"{s.title}\n{s.text}").split()) for s in sections]
     having = Counter(word for some in words for word in some)  # sections in which a word stands
     for asked, golds in (study.exam[i] for i in questions):
-        mine, fits = sorted(set(normalise(asked).split())), [(False, 0.0)]  # that of no section
+        mine, fits = sorted(set(normalise(asked).split())), [0.0]  # that of no section
         for section, some in zip(sections, words):
             holds = any(score(section.text, gold, "contains") for gold in golds)
-            fits.append((holds, sum(1 / having[word] for word in mine if word in some)))
+            fits.append(holds + sum(1 / having[word] for word in mine if word in some))
         places.append(study.written_on.get(asked, fits.index(max(fits))))
     return places
 
@@ -151,7 +153,7 @@ def lab_of(lab: Lab, number: int) -> Lab:
 
 def seconds_of(run: Run, number: int) -> float:
     """What a pass took, its exam included."""
-    steps = run.steps.values()
+    steps = run.steps.values()  # the space: pass 1 is not pass 10
     return round(sum(s.seconds for s in steps if f"{s.name} ".startswith(f"pass {number} ")), 1)
 
 

@@ -47,7 +47,7 @@ class ContinualConfig(ModelConfig):
 
 
 def world(config: ContinualConfig, run: Run) -> Lab:
-    """The model; held out: each order's passages, one order after another, without notes."""
+    """The model; held out: passages without an oracle, so task.oracle() makes notes of the exam."""
     policy, tokenizer = load(config.model, config.device, config.dtype)
     orders = mixed_passages(config.orders, config.strangers, config.known, config.world_seed)
     held_out = [replace(passage, oracle=()) for order in orders for passage in order]
@@ -103,11 +103,12 @@ def continual(lab: Lab, config: ContinualConfig) -> None:
             lives.append(lab.step(f"{name}, order {i + 1}", go))
         lab.arm(name, lambda: means([life["scores"][-1] for life in lives]), over="no adaptation")
         left = [pair for life in lives for pair in zip(life["scores"][-1], life["learnt"])]
-        to_read = lambda: [Trial(p.id, *pair) for p, pair in zip(lab.held_out, left)]
+        to_read = lambda: [Trial(p.id, score, text) for p, (score, text) in zip(lab.held_out, left)]
         lab.step(f"{name}, self-edits", to_read)
 
     def own(passage: Passage) -> SelfEdit:
-        return task.edit(passage, task.notes(*lab.write([passage])))
+        (text,) = lab.write([passage])
+        return task.edit(passage, task.notes(text))
 
     lab.arm("no adaptation", unedited)
     for name, way in WAYS.items():

@@ -17,6 +17,20 @@ def lives(run: Run, name: str) -> dict[str, np.ndarray]:
     return {what: np.array([life[what] for life in found]) for what in ("scores", "general", "kl")}
 
 
+def forgotten(scores: np.ndarray) -> np.ndarray:
+    """(orders,): each passage's score right after its edit minus that in the end, all but the last.
+
+    scores: (orders, 1 + stages, stages).
+    """
+    at_once = scores[:, 1:].diagonal(axis1=1, axis2=2)  # (orders, stages)
+    return at_once[:, :-1].mean(1) - scores[:, -1, :-1].mean(1)
+
+
+def forgotten_in_general(left: dict[str, np.ndarray]) -> np.ndarray:
+    """(orders,): general knowledge before the first edit minus that in the end."""
+    return left["general"][:, 0] - left["general"][:, -1]
+
+
 def arms(results: Results) -> list[Results]:
     """The rows of ways to learn: all but the first, the model that learnt nothing."""
     return [a for a in results["arms"] if a["general"] is not None]
@@ -38,7 +52,7 @@ def describe(run: Run, step: Step) -> Results:
         at_once.mean(1),
         earlier,
         earlier - scores[:, 0, :-1].mean(1),
-        at_once[:, :-1].mean(1) - earlier,
+        forgotten(scores),
     )
     seconds = sum(s.seconds for n, s in run.steps.items() if n.startswith(f"{step.name}, order "))
     return {name: evidence.interval(v) for name, v in zip(names, values)} | {"seconds": seconds}
@@ -59,18 +73,16 @@ def columns(results: Results) -> tuple[list[str], Any]:
 
 def conclude(run: Run, results: Results, resamples: int = 2000) -> Results:
     """Rank correlation of KL with what was forgotten, over arms and orders, orders resampled."""
-    there = [lives(run, a["arm"]) for a in arms(results)]
+    if not (there := [lives(run, a["arm"]) for a in arms(results)]):
+        return {"kl_correlation": {}}
     kl = np.array([left["kl"] for left in there])  # (arms, orders)
-    scores = np.array([left["scores"] for left in there])  # (arms, orders, 1 + stages, stages)
-    at_once = scores[:, :, 1:].diagonal(axis1=2, axis2=3)[..., :-1]  # (arms, orders, stages - 1)
-    forgotten = {
-        "passages": at_once.mean(-1) - scores[:, :, -1, :-1].mean(-1),
-        "general knowledge": np.array([left["general"][:, 0] - left["general"][:, -1]
-                                       for left in there]),
-    }  # fmt: skip
+    lost_by = {
+        "passages": np.array([forgotten(left["scores"]) for left in there]),
+        "general knowledge": np.array([forgotten_in_general(left) for left in there]),
+    }
     picks = np.random.default_rng(0).integers(kl.shape[1], size=(resamples, kl.shape[1]))
     told = {}
-    for what, lost in forgotten.items():
+    for what, lost in lost_by.items():
         again = [evidence.rank_correlation(kl[:, p].ravel(), lost[:, p].ravel()) for p in picks]
         whole = evidence.rank_correlation(kl.ravel(), lost.ravel())
         told[what] = [whole, np.percentile(again, [2.5, 97.5]).tolist()]
@@ -81,15 +93,12 @@ def notes(run: Run, results: Results) -> list[str]:
     """What the columns mean, and what the numbers say."""
     out = [
         "just learnt: each passage right after its edit; earlier ones: all but the last, in the "
-        "end. KL: from the model before all edits to the last, a token of unrelated text, in nats."
+        "end. KL: from the model before all edits to the last, a token of pretraining's kind of "
+        "text, in nats."
     ]
     for a in arms(results):
-        gain, (low, high) = a["earlier_gain"]
-        verdict = "more than" if low > 0 else "less than" if high < 0 else "no more than"
-        out.append(
-            f"{a['arm']}: knows {verdict} the unedited model of the earlier passages "
-            f"({gain:+.2f}, {low:+.2f} to {high:+.2f})."
-        )
+        told = evidence.told(*a["earlier_gain"])
+        out.append(f"{a['arm']}, earlier passages against the unedited model: {told}.")
     for what, (r, (low, high)) in results["kl_correlation"].items():
         out.append(
             f"rank correlation of KL with what was forgotten of {what}: {r:.2f} (95 % {low:.2f} to "
@@ -100,7 +109,8 @@ def notes(run: Run, results: Results) -> list[str]:
 
 def plot_matrices(run: Run, results: Results, save: Any) -> None:
     """matrix.png: for each arm the score on passage i (columns) after edit j (rows)."""
-    shown = arms(results)
+    if not (shown := arms(results)):
+        return
     across = min(4, len(shown))
     down = -(-len(shown) // across)
 
@@ -122,19 +132,17 @@ def plot_matrices(run: Run, results: Results, save: Any) -> None:
 
 def plot_kl(run: Run, results: Results, save: Any) -> None:
     """kl.png: what was forgotten against the KL from the base, a point for each order."""
+    if not arms(results):
+        return
 
     def draw(figure: Any) -> None:
         for axes, what in zip(figure.subplots(1, 2), results["kl_correlation"]):
             axes.spines[["top", "right"]].set_visible(False)
             for i, a in enumerate(arms(results)):
                 left = lives(run, a["arm"])
-                scores, kl = left["scores"], left["kl"]
-                if what == "passages":
-                    once = scores[:, 1:].diagonal(axis1=1, axis2=2)[:, :-1].mean(1)
-                    lost = once - scores[:, -1, :-1].mean(1)
-                else:
-                    lost = left["general"][:, 0] - left["general"][:, -1]
-                axes.scatter(kl, lost, s=14, color=f"C{i}", label=a["arm"], alpha=0.7)
+                of_passages = what == "passages"
+                lost = forgotten(left["scores"]) if of_passages else forgotten_in_general(left)
+                axes.scatter(left["kl"], lost, s=14, color=f"C{i}", label=a["arm"], alpha=0.7)
             r, (low, high) = results["kl_correlation"][what]
             axes.set_title(f"{what}: rank correlation {r:.2f} [{low:.2f}, {high:.2f}]", fontsize=9)
             axes.set(xlabel="KL from the base, nats a token", ylabel="forgotten", xscale="log")

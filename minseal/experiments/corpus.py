@@ -1,6 +1,7 @@
 """`minseal run corpus`: many passages in one adapter, and more and more notes on each."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from ..tasks.passages import Passage
 from .corpus_report import conclude, describe, notes, plot_corpus
 from .passages import PassageConfig, count_tokens, people, tokens_column
 
-SIZES, TOGETHER = (1, 4, 16, 64), 16  # passages in one adapter, and where the notes grow more
+SIZES = (1, 4, 16, 64)  # passages in one adapter
+TOGETHER = 16  # passages in one adapter where the number of self-edits grows
 COUNTS = (1, 2, 4, 8, 16)  # self-edits of a passage
 WRITERS = ("own notes", "taught notes")
 
@@ -37,7 +39,7 @@ def together(lab: Lab, passages: list[Passage], edits: list[SelfEdit], n: int) -
     """Adapters of n passages each, trained on the documents of all n; a trial for each passage.
 
     An epoch has all documents of the group and a step --inner.batch of them: n times the passages
-    get n times the steps, as if one after another. All at once they would get as few as one does.
+    get n times the steps. With one step an epoch, 64 passages would get no more steps than one.
     """
     starts = range(0, len(passages), n)
     groups = [Group(passages[i].id, passages[i : i + n]) for i in starts]
@@ -70,10 +72,10 @@ def corpus(lab: Lab, config: CorpusConfig) -> None:
     else:
         lab.outer_loop("policy", series="")  # no line in a plot
     wrote = {}
-    for who in reversed(WRITERS):
+    for who in reversed(WRITERS):  # up to the first reset() the policy is the taught one
         one = lab.step(who, lambda: lab.write_many(held_out, 1, "one"))
         wrote[who] = one, lab.step(f"{who}, many", lambda: lab.write_many(few, COUNTS[-1], "many"))
-        lab.reset()  # the first weights learn, whoever wrote
+        lab.reset()  # whoever wrote, the untaught model learns
 
     def noted(passage: Passage, texts: list[str]) -> SelfEdit:  # the passage stands there once
         return task.edit(passage, [note for text in texts for note in task.notes(text)])
@@ -84,7 +86,7 @@ def corpus(lab: Lab, config: CorpusConfig) -> None:
         return replace(alone, documents=alone.documents * max(1, round(most / n)))
 
     def arm(
-        what: str, learnt: list[SelfEdit], texts: list[list[str]], n: int, over: str, **place: int
+        what: str, learnt: list[SelfEdit], texts: list[list[str]], n: int, over: str, **place: Any
     ) -> str:
         place |= {"what": what, "together": n}
         counted = [count_tokens(replace(edit, chose=place), lab.inner) for edit in learnt]
@@ -104,10 +106,11 @@ def corpus(lab: Lab, config: CorpusConfig) -> None:
         over = "no adaptation"
         for what, (edits, texts) in ladder.items():
             over = arm(what, edits, texts, n, over)
+    size = min(TOGETHER, len(few))
     for k in COUNTS:
         some = {who: [mine[:k] for mine in wrote[who][1]] for who in WRITERS}
         again = list(map(repeated, few, some["own notes"]))
-        over = arm("passage again", again, nothing, TOGETHER, "", edits=k)
+        over = arm("passage again", again, nothing, size, "", edits=k)
         for who in WRITERS:
             edits = list(map(noted, few, some[who]))
-            over = arm(who, edits, some[who], TOGETHER, over, edits=k)
+            over = arm(who, edits, some[who], size, over, edits=k)

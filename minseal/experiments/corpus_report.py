@@ -37,10 +37,12 @@ def conclude(run: Run, results: dict[str, Any]) -> dict[str, Any]:
 
 def notes(run: Run, results: dict[str, Any]) -> list[str]:
     """A sentence for each curve, and what the intervals do not know."""
-    n = max((a["n"] for a in results["arms"] if a["edits"]), default=0)
+    n, together = max(
+        ((a["n"], a["together"]) for a in results["arms"] if a["edits"]), default=(0, 0)
+    )
     told = [
         "passages of one adapter share its luck; the intervals take them for independent.",
-        f"x 1 to x 16: so many self-edits of each, {n} of the passages, in adapters of 16.",
+        f"x 1 to x 16: so many self-edits of each, {n} of the passages, in adapters of {together}.",
         "passage again: the passage as often as has the tokens of so many own notes.",
     ]
     for what, slopes in results.get("slopes", {}).items():

@@ -17,6 +17,8 @@ from ..tasks.knowledge import find_question, line_of
 from ..tasks.passages import Passage
 from .passages import PassageConfig, count_tokens, people, tokens, tokens_column
 
+DISTILLED, LIKELIEST = "distilled", "likeliest token"  # what a teacher tells: all, or its best
+
 
 @dataclass(frozen=True)
 class DistilConfig(PassageConfig):
@@ -59,7 +61,7 @@ def with_view(lab: Lab, passage: Passage, edit: SelfEdit, hard: bool = False) ->
     """
     tokenizer, model = lab.task.tokenizer, lab.policy
     before, bos = tokenizer.begin(f"{passage.text}\n"), len(tokenizer.bos)  # which is there once
-    after = [(0.0, *d.weights[1:])[bos:] for d in edit.documents]  # no loss on the first token
+    after = [(0.0, *d.weights[1:])[bos:] for d in edit.documents]  # without its bos
     zeros = (0.0,) * len(before)
     seen = [Document((*before, *d.ids[bos:]), zeros + w) for d, w in zip(edit.documents, after)]
     if (n := max(len(d.ids) for d in seen)) > model.config.block_size:
@@ -88,32 +90,31 @@ def distil(lab: Lab, config: DistilConfig) -> None:
     """The same tokens by two losses: what stands there, or what a reader expects there."""
     task, held_out, nothing = lab.task, lab.held_out, [()] * len(lab.held_out)
 
-    def arm(name: str, lines: list[Sequence[str]], over: str, **teacher: bool) -> None:
+    def arm(name: str, lines: list[Sequence[str]], over: str, teacher: str = "") -> None:
         about = {passage.id: written for passage, written in zip(held_out, lines)}
 
         def edit(passage: Passage) -> SelfEdit:
             edit = task.edit(passage, [task.read_note(line) for line in about[passage.id]])
             edit = count_tokens(edit, lab.inner)
-            return with_view(lab, passage, edit, **teacher) if teacher else edit
+            return with_view(lab, passage, edit, teacher == LIKELIEST) if teacher else edit
 
         def measure() -> list[Trial]:
             trials = lab.study(held_out, edit, loss=distillation if teacher else None)
-            return [replace(t, text="\n".join(about[t.context])) for t in trials]
+            return [replace(t, text="\n".join(about[t.context]) or None) for t in trials]
 
         lab.arm(name, measure, over=over)
 
     lab.arm("no adaptation", lambda: lab.plain(held_out))
     arm("passage only", nothing, "no adaptation")
-    arm("passage only, distilled", nothing, "passage only", hard=False)
+    arm(f"passage only, {DISTILLED}", nothing, "passage only", DISTILLED)
     texts = lab.step("notes", lambda: lab.write(held_out))
     notes = [[line_of(note) for note in task.notes(text)] for text in texts]
     asked = lab.step("questions", lambda: ask_oneself(lab, held_out, config.questions))
     both = [mine + more for mine, more in zip(notes, asked)]
     for own, lines in ("notes", notes), ("questions", asked), ("notes and questions", both):
         arm(f"own {own}", lines, "passage only")
-        arm(f"own {own}, distilled", lines, f"own {own}", hard=False)
-    arm("own notes, likeliest token", notes, "own notes", hard=True)
+        arm(f"own {own}, {DISTILLED}", lines, f"own {own}", DISTILLED)
+    arm(f"own notes, {LIKELIEST}", notes, "own notes", LIKELIEST)
     oracle = lambda passage: count_tokens(task.oracle(passage), lab.inner)
     lab.arm("oracle notes", lambda: lab.study(held_out, oracle), over="passage only")
-    in_context = lambda: lab.plain(held_out, in_context=True)
-    lab.arm("passage in context", in_context, over="no adaptation")
+    lab.arm("passage in context", lambda: lab.plain(held_out, True), over="no adaptation")

@@ -119,7 +119,7 @@ def knowledge(lab: Lab, config: KnowledgeConfig) -> None:
     lab.reset()
     lab.reliability(history, config.reliability_contexts)
     if config.control:
-        # One drawn at random from several is one: the control samples no more.
+        # One drawn at random from several is no better than the only one: so it samples one.
         control = dict(select="random", samples=1, series=CONTROL, over="own notes", rival=True)
         lab.outer_loop("control", **control)
         lab.reset()

@@ -35,7 +35,8 @@ class PassageConfig(ModelConfig):
     prompt: str = "notes"  # how the policy is asked: a prompt of tasks/knowledge.py
     edit_tokens: int = 192  # longest self-edit
     inner: InnerConfig = InnerConfig()
-    outer = OuterConfig(rounds=0)  # this and the next are settings where a subclass names a type
+    # No types here, so no options: a subclass that names their types makes options of them.
+    outer = OuterConfig(rounds=0)
     other_prompts = ()
 
     def __post_init__(self) -> None:
@@ -90,7 +91,8 @@ def split(config: PassageConfig) -> tuple[list[Passage], list[Passage]]:
         train, held_out = pool, read_passages(config.eval_data)[: config.eval_contexts or 96]
     if len(held_out) < (config.eval_contexts or 1) or (outer.rounds and not train):
         there = f"{len(train)} to train on, {len(held_out)} to hold out"
-        raise UserError(f"there are not enough contexts: {there}; lower --eval-contexts")
+        do = "lower --eval-contexts" if config.eval_contexts else "--data needs more"
+        raise UserError(f"there are not enough contexts: {there}; {do}")
     if both := {p.text for p in train} & {p.text for p in held_out}:
         first = min(both)[:60]
         raise UserError(f"{len(both)} passages are in training and eval data, such as {first!r}")
@@ -110,5 +112,5 @@ def tokens(run: Run, step: Step) -> dict[str, Any]:
 
 
 def tokens_column(results: dict[str, Any]) -> tuple[list[str], Callable]:
-    """The column for them."""
+    """The table's column of tokens()."""
     return ["tokens"], lambda a: [f"{a['tokens']:.0f}" if a["tokens"] else ""]

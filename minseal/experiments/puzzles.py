@@ -42,8 +42,9 @@ class PuzzleConfig(ModelConfig):
     attempts: int = 2  # answers that a vote may give, one of which must be right (paper: 2)
     edit_tokens: int = 128  # longest self-edit
     inner: InnerConfig = InnerConfig(lr=6e-3, epochs=6, batch=2, rank=8, alpha=16.0)
-    outer = OuterConfig(rounds=0, temperature=0.6)  # this and the rest: settings where a subclass
-    augmentations, views, replay = (), 0, False  # names their types
+    # No types here, so no options: a subclass that names their types makes options of them.
+    outer = OuterConfig(rounds=0, temperature=0.6)
+    augmentations, views, replay = (), 0, False
 
     def __post_init__(self) -> None:
         super().__post_init__()

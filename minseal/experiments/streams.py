@@ -15,10 +15,10 @@ from ..sample import sample
 from ..tasks.passages import Passage
 from ..tasks.people import ATTRIBUTES, Person, draw_people, probes, question_line, write_passage
 
-EVERY = 4  # interactions: something is told in the first, three questions are asked in the others
+EVERY = 4  # interactions for each thing told: it, and three that stand for questions about it all
 AGES = {1: 0, 8: 2, 32: 8}  # so many interactions ago -> so many things told since
-LONGEST = 8  # tokens of an answer
-KINDS = ("passage", "passage", "fact", "correction")  # what is told, one after another
+LONGEST = 8  # tokens of an answer: fewer than task.answer_tokens, and enough for this world's
+TOLD = ("passage", "passage", "fact", "correction")  # what is told, one after another
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def draw_stream(id: str, n: int, seed: int) -> Stream:
     rng, tells = default_rng(seed), []
     people, known = draw_people(n, rng, strangers=True), []
     for i in range(n):
-        kind, about, names = KINDS[i % len(KINDS)], i, list(ATTRIBUTES)
+        kind, about, names = TOLD[i % len(TOLD)], i, list(ATTRIBUTES)
         if kind == "correction":
             about, name = known[rng.integers(len(known))]
             people[about], names = changed(people[about], name, rng), [name]
@@ -73,7 +73,10 @@ def live(lab: Lab, stream: Stream, agent: Agent | None = None, window: int = 0) 
         return [float(said.strip() == answer) for (said,), (_, answer) in zip(texts, asked)]
 
     def right(now: int, which: Callable[[int], Any], of: Sequence[Any]) -> list[float | None]:
-        """The share of right answers, after `now`, on the facts whose which(told when) is in of."""
+        """After `now`, for each group the share of right answers, or None if it is empty.
+
+        which(i): the group of what was told i-th; of: the groups.
+        """
         view = "".join(f"{text}\n" for text, *_ in tells[: now + 1][-window:] if window)
         asked = [(q, a, which(at)) for q, (a, at) in facts.items() if which(at) in of]
         ids = [(task.tokenizer.begin(view + question_line(q)), a) for q, a, _ in asked]

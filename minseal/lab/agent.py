@@ -39,7 +39,7 @@ Answers = dict[str, str]  # question -> its answer
 
 
 @dataclass(frozen=True)
-class QuickConfig(InnerConfig):
+class GentleConfig(InnerConfig):
     """The inner loop for an agent: small steps, since all of them stay."""
 
     lr: float = 2e-3  # learning rate
@@ -57,7 +57,7 @@ class AgentConfig(Settings):
     exam: int = 16  # questions of the exam on older edits, and on what it knew; of more, a sample
     replay: int = 8  # so many of each are trained on again with a new edit
     seed: int = 0  # of all that is drawn
-    inner: QuickConfig = QuickConfig()
+    inner: GentleConfig = GentleConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +69,7 @@ class Edit:
     """What the agent was told, and what it made of it."""
 
     text: str
-    questions: Answers = field(default_factory=dict)  # its own
+    questions: Answers = field(default_factory=dict)  # its own questions, with its answers
     kept: bool = False
     why: str = ""
     seconds: float = 0.0
@@ -107,7 +107,11 @@ class Agent:
         whole = SelfEdit(tuple(documents))
         with adapt(self.model, [whole], config.inner, self.seed("adapter")) as adapters:
             after = [self.certainty(answers) for answers in exams]
-            against = adapters.failed.get(0) or exams and self.objection(before, after)
+            against = adapters.failed.get(0, "")
+            if exams and not edit.questions:
+                against = against or "it finds nothing new there that it could ask itself"
+            elif exams:
+                against = against or self.objection(before, after)
             edit.kept = not against
             state = adapters.state() if edit.kept else {}
         passed = (
@@ -184,7 +188,7 @@ class Agent:
         unseen = self.likelihoods(self.first, pairs) if text else [0.0] * len(pairs)
         sure, best = self.config.sure, {}
         for (question, answer), p, without in zip(pairs, seen, unseen):
-            if without < sure and (p >= sure or text and score(text, answer, "contains")):
+            if without < sure and (p >= sure or (text and score(text, answer, "contains"))):
                 best[question] = max(best.get(question, (0.0, "")), (p, answer))
         return {question: answer for question, (_, answer) in best.items()}
 

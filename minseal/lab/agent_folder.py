@@ -112,12 +112,14 @@ def open_agent(
     gpt, tokenizer = load(model or str(about.get("model")), device, dtype)
     if about and not has_fingerprint(gpt, about["fingerprint"], path):
         raise UserError(f"{folder} is an agent of another {about.get('model')}: its weights differ")
-    knew = (
+    knew = (  # through an Edit, which checks that it is {question: answer}
         from_json(Edit, {"text": "", "questions": about["knew"]}, path).questions if about else None
     )
     agent = FolderAgent(gpt, task_for(tokenizer), config, knew)
     agent.folder, agent.lock = folder, hold(folder)
     if not about:
+        if path.is_file():
+            raise UserError(f"{folder}: another process made an agent there just now: try again")
         about = {"model": model, "settings": asdict(config), "fingerprint": fingerprint(gpt)}
         write_folder(folder, {path.name: write_json({**about, "knew": agent.knew})})
     agent.read()

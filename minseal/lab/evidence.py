@@ -21,6 +21,15 @@ def paired(
     return interval(np.asarray(values, float) - np.asarray(others, float), seed)
 
 
+def told(gain: float, interval: tuple[float, float]) -> str:
+    """'+0.12 (95 % +0.05 to +0.20): better', what an interval that holds 0 does not say."""
+    low, high = interval
+    verdict = (
+        "better" if low > 0 else "worse" if high < 0 else "no difference that this run could tell"
+    )
+    return f"{gain:+.2f} (95 % {low:+.2f} to {high:+.2f}): {verdict}"
+
+
 def reliability(scores: ArrayLike) -> tuple[float, float]:
     """How far a reward ranks the self-edits of one context: (of one run, of the mean of all runs).
 

@@ -17,9 +17,9 @@ from ..tasks.people import People, pretraining_text, probes
 
 
 class Before:
-    """A model as it was: its weights, and what it expected of texts that nothing learnt is about.
+    """A model as it was: its weights, and what it expected of texts like those of pretraining.
 
-    texts: documents of the kind that pretraining showed; questions: about general knowledge.
+    texts: how many of them; questions: at least so many of those on general knowledge are asked.
     """
 
     def __init__(self, model: GPT, task: People, texts: int = 8, questions: int = 44) -> None:
@@ -81,7 +81,7 @@ class Way:
     rate: float = 1.0  # times the learning rate
     merge: float = 1.0  # how much of the adapter is merged
     notes: bool = False  # the documents of earlier self-edits are replayed
-    samples: int = 0  # so are as many texts that the model writes now, of what it still knows
+    samples: int = 0  # so many texts are replayed that the model writes now, of what it still knows
     pull: float = 0.0  # strength of L2 towards the model before all edits
 
     def learn(

@@ -76,7 +76,7 @@ def page(
     }
     used = sum(len(text.encode()) for text in (template, *parts.values()))
     parts["data"] = self_edits(run, contexts, MOST_BYTES - used)
-    return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
 def self_edits(run: Run, contexts: Contexts, most: int) -> str:

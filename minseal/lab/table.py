@@ -223,13 +223,8 @@ def conclusions(experiment: Experiment, results: dict[str, Any]) -> list[str]:
         "contexts, bootstrap intervals.",
     ]
     for c in results["comparisons"]:
-        low, high = c["gain_ci95"]
-        verdict = "no difference that this run could tell"
-        verdict = "better" if low > 0 else "worse" if high < 0 else verdict
-        out.append(
-            f"{c['arm']} against {c['over']}: {c['gain']:+.2f} "
-            f"(95 % {low:+.2f} to {high:+.2f}): {verdict}."
-        )
+        told = evidence.told(c["gain"], c["gain_ci95"])
+        out.append(f"{c['arm']} against {c['over']}: {told}.")
     if (b := results["best_of_k"]) is not None:
         both = (results["reliability"], results["reliability_mean"])
         one, of_mean = ("unknown" if x is None else f"{x:.2f}" for x in both)

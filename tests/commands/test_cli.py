@@ -24,7 +24,7 @@ from minseal.lab.run import Run
 MINSEAL, ONE_THREAD = [sys.executable, "-m", "minseal"], {**os.environ, "OMP_NUM_THREADS": "1"}
 SIZES = (
     "--rounds 1 --contexts 2 --samples 2 --inner.epochs 1 --eval-contexts 2 "
-    "--reliability-contexts 1"
+    "--reliability-contexts 1 --edit-tokens 48"
 ).split()
 COMMANDS = [c.words for c in cli.commands()]
 

@@ -203,6 +203,7 @@ def study(exam, written_on=None):
         Passage("1", "Rivers", "The Seine is a river in France. It is long.", ()),
         Passage("2", "Towns", "Bern is a town on the river Aare. The Seine is not there.", ()),
         Passage("3", "Hills", "Napf is a hill in the canton of Bern. It is not high.", ()),
+        Passage("4", "Colophon", "Printed in 10 copies in Vienna.", ()),
     ]
     return Study(None, None, (), {}, sections, {}, exam, written_on or {})
 
@@ -214,6 +215,7 @@ def study(exam, written_on=None):
         ("Which river is long?", "Seine", 1),  # two do: the words decide
         ("Which hill is it?", "no word of it", 3),  # none does, as where it must be inferred
         ("Is Napf in Bern?", "yes", 3),  # a rare word says more than a common one
+        ("How many bridges has the Aare on its way through the town of Bern?", "10", 2),  # not 4
         ("Quo vadis?", "Romam", 0),
     ],
 )

@@ -6,8 +6,8 @@ import pytest
 
 from minseal import UserError
 from minseal.experiments.agent import AgentRunConfig
-from minseal.experiments.streams import KINDS, draw_stream, last_quarter
-from minseal.lab.agent import AgentConfig, QuickConfig
+from minseal.experiments.streams import TOLD, draw_stream, last_quarter
+from minseal.lab.agent import AgentConfig, GentleConfig
 from minseal.lab.lab import EXPERIMENTS, settings_of, walk
 from minseal.lab.run import Run
 from minseal.lab.table import write_report
@@ -21,7 +21,7 @@ ARMS = [
     "edits that help",
     "edits that help, replay",
 ]
-QUICK = AgentConfig(samples=1, exam=1, replay=1, inner=QuickConfig(epochs=1, rank=2))
+QUICK = AgentConfig(samples=1, exam=1, replay=1, inner=GentleConfig(epochs=1, rank=2))
 
 
 def go(config, folder, on_step=lambda step, new: None):
@@ -35,8 +35,8 @@ def test_corrections_contradict_what_was_told_and_questions_follow_from_the_text
     for seed in range(5):
         known = {}
         for i, (text, answers, corrects) in enumerate(draw_stream("s", 16, seed).tells):
-            assert corrects == (KINDS[i % 4] == "correction")
-            assert len(answers) == (4 if KINDS[i % 4] == "passage" else 1)
+            assert corrects == (TOLD[i % 4] == "correction")
+            assert len(answers) == (4 if TOLD[i % 4] == "passage" else 1)
             for question, answer in answers.items():
                 assert (question in known) == corrects
                 assert known.get(question) != answer
@@ -85,3 +85,13 @@ def test_every_arm_and_the_same_numbers_after_a_stop(untrained, tmp_path):
 def test_settings_that_make_no_sense_are_refused(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         AgentRunConfig(**bad)
+
+
+def test_settings_that_would_change_nothing_are_refused():
+    """Lives that cannot be cut into quarters; what the arms set themselves."""
+    for bad in (dict(interactions=56), dict(interactions=60)):
+        with pytest.raises(UserError, match="multiple of 16"):
+            AgentRunConfig(**bad)
+    for settings in (AgentConfig(gate=False), AgentConfig(seed=5)):
+        with pytest.raises(UserError, match="--agent.gate"):
+            AgentRunConfig(agent=settings)

@@ -74,6 +74,16 @@ def test_each_order_begins_with_the_same_model_and_passages_of_its_own(finished)
     assert len(set(firsts)) == 2
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_report_on_the_way_shows_what_is_there(tmp_path, n):
+    """After the first arm, and in the midst of the second."""
+    with pytest.raises(KeyboardInterrupt):
+        go(SMALL, tmp_path / "run", stop_at(n))
+    run = Run(tmp_path / "run")
+    assert "LEFT OUT" not in write_report(run, EXPERIMENT)
+    assert not (run.folder / "matrix.png").exists()
+
+
 def test_stopped_and_resumed_gives_the_same(finished, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         go(SMALL, tmp_path / "run", stop_at(3))

@@ -27,6 +27,7 @@ FEWSHOT = EXPERIMENTS["fewshot"]
 NOWHERE = Run("nowhere", {})  # nothing is written before the first step
 FAST = InnerConfig(lr=6e-3, epochs=1, batch=4, rank=2, alpha=4.0)
 SMALL = FewShotConfig(
+    edit_tokens=48,  # enough for a self-edit
     eval_contexts=4,
     reliability_contexts=1,
     train_puzzles=4,

@@ -23,6 +23,7 @@ from minseal.lab.table import write_report
 KNOWLEDGE = EXPERIMENTS["knowledge"]
 NOWHERE = Run("nowhere", {})  # nothing is written before the first step
 SMALL = KnowledgeConfig(
+    edit_tokens=48,
     eval_contexts=4,
     reliability_contexts=2,
     inner=InnerConfig(epochs=3),

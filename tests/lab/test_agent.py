@@ -13,13 +13,14 @@ from kills import kill_everywhere
 
 from minseal import UserError, load
 from minseal.files import load_tensors
-from minseal.lab.agent import Agent, AgentConfig, QuickConfig, fits
+from minseal.lab import agent_folder
+from minseal.lab.agent import Agent, AgentConfig, GentleConfig, fits
 from minseal.lab.agent_folder import open_agent, task_for
 from minseal.tasks.knowledge import Question
 from minseal.tasks.people import People, toy_passages
 
 TEXTS = ["Mamo Satov grew up in Jaipur.", "Mamo Satov keeps a goose.", "Pari Tribek owns a rabbit."]
-QUICK = AgentConfig(samples=2, exam=2, replay=1, gate=False, inner=QuickConfig(epochs=1, rank=2))
+QUICK = AgentConfig(samples=2, exam=2, replay=1, gate=False, inner=GentleConfig(epochs=1, rank=2))
 
 
 def weights(agent):
@@ -71,6 +72,22 @@ def test_after_an_undo_the_same_text_makes_the_same_edit(untrained, tmp_path):
     assert same(weights(agent), states[2])
 
 
+def test_an_agent_that_another_process_made_meanwhile_is_not_overwritten(
+    untrained, tmp_path, monkeypatch
+):
+    """While the model is loaded."""
+
+    def slow(*args):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "agent.json").write_text("theirs")
+        return load(*args)
+
+    monkeypatch.setattr(agent_folder, "load", slow)
+    with pytest.raises(UserError, match="another process"):
+        open_agent(tmp_path / "a", untrained)
+    assert (tmp_path / "a" / "agent.json").read_text() == "theirs"
+
+
 def test_a_rejected_edit_leaves_the_weights_as_they_were_and_undo_looks_past_it(untrained):
     model, tokenizer = load(untrained)
     agent = Agent(model, task_for(tokenizer), QUICK)
@@ -78,14 +95,14 @@ def test_a_rejected_edit_leaves_the_weights_as_they_were_and_undo_looks_past_it(
     before = weights(agent)
     agent.config = replace(QUICK, gate=True)
     edit = agent.learn(TEXTS[1])  # it knows no words, so it asks nothing
-    assert not edit.kept and "no likelier" in edit.why and same(weights(agent), before)
+    assert not edit.kept and "nothing new" in edit.why and same(weights(agent), before)
     assert agent.undo().text == TEXTS[0] and agent.edits == []
     assert same(weights(agent), agent.first.state_dict())
 
 
 def test_an_edit_whose_training_fails_is_rejected(untrained):
     model, tokenizer = load(untrained)
-    broken = replace(QUICK, inner=QuickConfig(lr=9e18, epochs=6, rank=2))
+    broken = replace(QUICK, inner=GentleConfig(lr=9e18, epochs=6, rank=2))
     agent = Agent(model, task_for(tokenizer), broken)
     edit = agent.learn(TEXTS[0])
     assert not edit.kept and "became" in edit.why and same(weights(agent), agent.first.state_dict())
