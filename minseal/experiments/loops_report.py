@@ -77,6 +77,8 @@ def cells(row: Results) -> list[str]:
 def conclude(run: Run, results: Results) -> Results:
     """sweep: for each loop and rate the reward on training contexts, its gain over untrained, and
     what is written; failed: {M-step whose training failed: why}."""
+    if "untrained, tried out" not in run.steps:
+        return {}
     rows, untrained = [], run.steps["untrained, tried out"].trials
     best = run.steps["rates"].value if "rates" in run.steps else {}
     for name, step in run.steps.items():

@@ -390,6 +390,7 @@ def test_stopped_and_resumed_gives_the_same(finished, config, tmp_path):
     for n in (5, 12, 25):
         with pytest.raises(KeyboardInterrupt):
             go(config, tmp_path / "run", stop_at(n))
+        assert summarise(Run(tmp_path / "run"), LOOP)["left out"] == []
     again = go(config, tmp_path / "run")
     assert without_seconds(again) == without_seconds(finished[1])
 
