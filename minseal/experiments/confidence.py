@@ -34,8 +34,7 @@ class ConfidenceConfig(PassageConfig):
     answers: int = 8  # sampled to each question, for agreement
     questions: int = 8  # that the model asks itself about a passage, for an exam of its own
     mislead: int = 32  # people, all with the same answers, teach the wrong prior; 0: no such arm
-    # Less than half the work of the usual inner loop, to about the same scores.
-    inner: InnerConfig = InnerConfig(lr=6e-3, epochs=3)
+    inner: InnerConfig = InnerConfig(lr=6e-3, epochs=3)  # half the usual work, much the same scores
     outer: OuterConfig = OuterConfig(rounds=10, contexts=16, samples=4, m_step=MStepConfig(batch=4))
 
     def __post_init__(self) -> None:

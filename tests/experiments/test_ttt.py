@@ -121,7 +121,7 @@ def test_a_policy_of_another_model_is_refused_before_anything_is_spent(tmp_path,
 
 def test_a_run_without_a_finished_outer_loop_has_no_policy(tmp_path, finished):
     _, _, ttt = finished
-    with pytest.raises(UserError, match="expected a finished outer loop"):
+    with pytest.raises(UserError, match="a finished outer loop"):
         go(replace(SMALL, policy=str(ttt.folder)), tmp_path / "run")
 
 

@@ -131,7 +131,8 @@ def test_the_command_tells_each_step_and_ends_with_the_table(untrained, tmp_path
     assert f"going on after {len(done)} steps that were done already" in again
     assert again[again.index("\narm ") :] == table
     main(["report", str(folder)])
-    assert capsys.readouterr().out.strip() in table
+    told, last = capsys.readouterr().out.strip().rsplit("\n", 1)
+    assert told.strip() in table and last.startswith(f"{len(done)} steps done")
 
 
 # ---- the results ----
