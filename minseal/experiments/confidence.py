@@ -18,6 +18,7 @@ from ..tasks.passages import Exam, Passage
 from ..tasks.people import ATTRIBUTES, draw_people
 from .confidence_report import blocks, calibrate, conclude, plot_curves
 from .distil import ask_oneself
+from .knowledge import mix, mix_columns
 from .passages import PassageConfig, people
 
 ALIKE = ("certainty", "self-certainty", "agreement", "own exam", "answer key", "random winners")
@@ -68,6 +69,8 @@ def wrong_prior(task: Knowledge, n: int, seed: int) -> SelfEdit:
     "confidence",
     ConfidenceConfig,
     open=people,
+    describe=mix,
+    columns=mix_columns,
     conclude=conclude,
     blocks=blocks,
     pictures=(plot_curves,),

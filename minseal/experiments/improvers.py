@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..files import UserError
-from ..inner import InnerConfig, Loss, Rows, adapt, cross_entropy, pack, to_tensors
+from ..inner import InnerConfig, Loss, Rows, adapt, pack
+from ..lab.proxies import flat, log_probs
 from ..model import GPT
 from ..outer import Improve, MStepConfig, OuterConfig, ReSTEM, Tried, try_out
 from ..rewards import REWARDS, Reward, exam
@@ -202,14 +203,6 @@ def per_text(of_text: Callable[[Written, Tensor], Tensor]) -> Loss:
     return loss
 
 
-def log_probs(model: GPT, rows: list[Rows]) -> list[Tensor]:
-    """For each document, in order, the log-probabilities (n,) of its n tokens that carry loss."""
-    ids, docs, targets, _ = (x.to(model.wte.weight.device) for x in to_tensors(rows))
-    carries = targets >= 0  # (K b, T), b rows an adapter
-    logs = -cross_entropy(model.head, model.hidden(ids, docs)[carries], targets[carries])  # (N,)
-    return list(logs.split([sum(w != 0 for w in d.weights[1:]) for d in flat(rows)]))
-
-
 def with_old(policy: GPT, documents: list[Written]) -> list[Written]:
     """The same documents with the log-probabilities that the policy gives them now."""
     out: list[Written] = []
@@ -217,11 +210,6 @@ def with_old(policy: GPT, documents: list[Written]) -> list[Written]:
         for row in pack(documents, row_tokens=1024):
             out += [replace(d, old=logs) for d, logs in zip(row, log_probs(policy, [[row]]))]
     return out
-
-
-def flat(rows: list[Rows]) -> list[Document]:
-    """The documents of all adapters in the order in which to_tensors() lays them out."""
-    return [document for mine in rows for row in mine for document in row]
 
 
 def mean_of_each(values: Tensor, rows: list[Rows]) -> Tensor:

@@ -66,7 +66,7 @@ def columns(results: Results) -> tuple[list[str], Callable]:
 
 
 def cells(row: Results) -> list[str]:
-    """The numbers of LOOK; where none is finite a dash, where nothing was looked at nothing."""
+    """The numbers of LOOK, if they are finite; where nothing was looked at nothing."""
     forms = ("{:.1f}", "{:.0%}", "{:.0%}")
     if row["distinct"] is None:
         return [""] * len(forms)
@@ -75,8 +75,10 @@ def cells(row: Results) -> list[str]:
 
 
 def conclude(run: Run, results: Results) -> Results:
-    """sweep: for each loop and rate the reward on training contexts, its gain over untrained, and
-    what is written; failed: {M-step whose training failed: why}."""
+    """sweep: for each loop and rate the reward on training contexts, its gain, what is written.
+
+    failed: {M-step whose training failed: why}.
+    """
     if "untrained, tried out" not in run.steps:
         return {}
     rows, untrained = [], run.steps["untrained, tried out"].trials

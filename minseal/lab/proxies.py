@@ -31,8 +31,9 @@ def certainty(
     """
     outcomes = exam(student, task, contexts, adapters)
     rows = answered(task, contexts, outcomes)
-    logs = log_probabilities(student, rows)
-    return [replace(o, reward=float(np.mean(np.exp(of_one)))) for o, of_one in zip(outcomes, logs)]
+    each = iter([math.exp(logs.sum().item()) for logs in log_probs(student, rows)])
+    means = [float(np.mean([next(each) for _ in of_one])) for of_one in rows]
+    return [replace(outcome, reward=mean) for outcome, mean in zip(outcomes, means)]
 
 
 @torch.no_grad()
@@ -94,14 +95,17 @@ def answered(task: Task, contexts: list[Any], outcomes: list[Outcome]) -> list[R
     ]
 
 
-def log_probabilities(model: GPT, rows: list[Rows]) -> list[list[float]]:
-    """Of what carries loss in each row: the sum over its tokens."""
-    ids, docs, targets, _ = (x.to(model.wte.weight.device) for x in to_tensors(rows))  # (K b, T)
+def log_probs(model: GPT, rows: list[Rows]) -> list[Tensor]:
+    """For each document, in order, the log-probabilities (n,) of its n tokens that carry loss."""
+    ids, docs, targets, _ = (x.to(model.wte.weight.device) for x in to_tensors(rows))
     carries = targets >= 0  # (K b, T), b rows an adapter
-    each = -cross_entropy(model.head, model.hidden(ids, docs)[carries], targets[carries])  # (N,)
-    total = each.new_zeros(len(ids)).index_add(0, carries.nonzero()[:, 0], each)  # (K b,)
-    sums = total.view(len(rows), -1).tolist()
-    return [of_one[: len(mine)] for of_one, mine in zip(sums, rows)]
+    logs = -cross_entropy(model.head, model.hidden(ids, docs)[carries], targets[carries])  # (N,)
+    return list(logs.split([sum(w != 0 for w in d.weights[1:]) for d in flat(rows)]))
+
+
+def flat(rows: list[Rows]) -> list[Document]:
+    """The documents of all adapters in the order in which to_tensors() lays them out."""
+    return [document for mine in rows for row in mine for document in row]
 
 
 def from_uniform(model: GPT, rows: list[Rows], V: int) -> Tensor:
