@@ -59,6 +59,7 @@ def refine(
     rows: list[dict[str, Any]] = []
     if passes and not now.grades:
         say("--refine has no question to go by: write an exam.json and give it as --exam")
+        passes = 0
     for number in range(1, passes + 1):
         failed = [i for i, g in enumerate(now.grades) if not g and not is_held_out(i)]
         places = find_sections(study, failed)

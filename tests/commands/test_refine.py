@@ -186,6 +186,14 @@ def test_the_adapted_model_writes_the_notes_with_other_luck_in_each_pass(brief, 
     assert all(weights != base for *_, weights in passes)
 
 
+def test_without_a_question_it_says_what_is_missing_and_does_nothing(brief):
+    folder, config = brief  # its model writes no question
+    told = []
+    learn(replace(config, exam="", refine=2), [folder / "page.md"], told.append)
+    assert [line for line in told if "no question to go by" in line and "--exam" in line]
+    assert not any(line.startswith("pass ") for line in told)
+
+
 def test_what_cannot_be_refined_is_refused(brief):
     folder, config = brief
     with pytest.raises(UserError, match="refine"):
