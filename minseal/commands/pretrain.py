@@ -26,6 +26,8 @@ from ..tokenizer import Tokenizer, train_ranks
 class PretrainConfig(Settings):
     """Pretraining of the tiny GPT on text of the toy world."""
 
+    n_layer: int = 4  # blocks
+    n_embd: int = 96  # width
     seed: int = 0  # of the weights and of the text
     tokens: int = 11_000_000  # how many to train on
     batch: int = 24  # rows in a step
@@ -35,13 +37,17 @@ class PretrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(seed=0, tokens=1, batch=1, row_tokens=1, lr=0)
+        self.at_least(n_layer=1, n_embd=1, seed=0, tokens=1, batch=1, row_tokens=1, lr=0)
 
 
 @dataclass(frozen=True)
 class FewShotPretrainConfig(PretrainConfig):
     """Pretraining of the tiny GPT on puzzles with few rules, and on self-edits drawn at random."""
 
+    # Three blocks: to find a colour in a demonstration and what became of it takes two, and one
+    # more to be fluent.
+    n_layer: int = 3  # blocks
+    n_embd: int = 64  # width
     tokens: int = 13_000_000  # how many to train on
     batch: int = 8  # rows in a step; what is learnt here takes steps rather than text
     out: str = "runs/tiny-grids"  # folder for the checkpoint; `run` loads the one in tiny_data/
@@ -52,8 +58,7 @@ def pretrain_knowledge(config: PretrainConfig) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
     text = "\n".join(people.pretraining_text(rng) for _ in range(3000))
     tokenizer = Tokenizer(train_ranks(text, 511))
-    size = dict(n_embd=96, n_head=3, n_kv_head=3, mlp_dim=256)
-    shape = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=2048, **size)
+    shape = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=2048, **size_of(config))
 
     def draw() -> Document:
         ids = tokenizer.begin(people.pretraining_text(rng) + "\n")
@@ -68,14 +73,18 @@ def pretrain_fewshot(config: FewShotPretrainConfig) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
     text = rules.tokenizer_text(rng)
     tokenizer = Tokenizer(train_ranks(text, 511, rules.PATTERN), rules.PATTERN)
-    # Three blocks: to find a colour in a demonstration and what became of it takes two, and one
-    # more to be fluent. theta is small, as the texts are short.
-    size = dict(n_layer=3, n_embd=64, n_head=3, n_kv_head=3, mlp_dim=170, rope_theta=200.0)
+    size = dict(size_of(config), rope_theta=200.0)  # small, as the texts are short
     shape = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=16384, **size)
     task, probes = FewShot(tokenizer, "tiny"), rules.probes(tokenizer)
     draw = lambda: rules.pretraining_document(task, rng)
     with claim(config.out):
         return pretrain("fewshot", config, shape, tokenizer, draw, probes, GRID_END)
+
+
+def size_of(config: PretrainConfig) -> dict[str, int]:
+    """The sizes of a GPTConfig: three heads whatever the width, and an MLP 8/3 as wide."""
+    wide = dict(n_embd=config.n_embd, mlp_dim=8 * config.n_embd // 3)
+    return dict(n_layer=config.n_layer, n_head=3, n_kv_head=3, **wide)
 
 
 def pretrain(
@@ -112,8 +121,9 @@ def pretrain(
             told = ", ".join(f"{name} {value:.2f}" for name, value in measured.items())
             say(f"step {step} of {steps}: loss {loss.item():.3f}, {told}")
     minutes = round((time.time() - start) / 60, 1)
-    command = f"minseal pretrain {kind} --seed {config.seed} --tokens {config.tokens}"
-    about = {"command": command, "minutes": minutes, **measured}
+    how = ("n_layer", "n_embd", "seed", "tokens")
+    options = " ".join(f"--{name.replace('_', '-')} {getattr(config, name)}" for name in how)
+    about = {"command": f"minseal pretrain {kind} {options}", "minutes": minutes, **measured}
     save(config.out, model.eval(), tokenizer, {"about": about})
     for name, value in measured.items():
         say(f"{name}: {value:.3f}")

@@ -54,6 +54,7 @@ class Lab:
     inner: InnerConfig = InnerConfig()
     outer: OuterConfig = OuterConfig()
     seed: int = 0  # of everything drawn
+    student: GPT | None = None  # who trains on the self-edits; None: the policy itself
 
     def __post_init__(self) -> None:
         self.original = {k: v.clone() for k, v in self.policy.state_dict().items()}
@@ -106,7 +107,7 @@ class Lab:
         reward: Reward = exam,
         loss: Loss | None = None,
     ) -> list[Trial]:
-        """Adapt the policy on each context's self-edit, ask, and throw the adapter away.
+        """Adapt the student on each context's self-edit, ask, and throw the adapter away.
 
         edits: one for each context, or a function that makes it, such as task.oracle. loss: as in
         adapt().
@@ -114,18 +115,19 @@ class Lab:
         edits = [edits] * len(contexts) if callable(edits) else edits
         seed, limits = self.seed if seed is None else seed, (self.outer.at_once, self.outer.memory)
         pairs = list(zip(contexts, edits, strict=True))
-        return try_out(self.policy, self.task, pairs, self.inner, reward, seed, *limits, loss)
+        student = self.student or self.policy
+        return try_out(student, self.task, pairs, self.inner, reward, seed, *limits, loss)
 
     def study_own(self, contexts: list[Any]) -> list[Trial]:
         """The policy's own self-edits, one of each context."""
         return self.study(contexts, self.write(contexts))
 
     def plain(self, contexts: list[Any], in_context: bool = False) -> list[Trial]:
-        """Ask the policy without training it."""
+        """Ask the student without training it."""
         trials = []
         for i in range(0, len(contexts), self.outer.at_once):
             part = contexts[i : i + self.outer.at_once]
-            outcomes = exam(self.policy, self.task, part, in_context=in_context)
+            outcomes = exam(self.student or self.policy, self.task, part, in_context=in_context)
             trials += [Trial(c.id, **vars(o)) for c, o in zip(part, outcomes)]
         return trials
 
@@ -191,9 +193,9 @@ class Lab:
                 arm["over"] = f"{name} {r - 1}"
             self.arm(f"{name} {r}", lambda: self.study_own(self.held_out), **arm)
 
-        how = dict(reward=reward, improve=improve, step=run.step, on_round=measure)
+        how = dict(student=self.student, reward=reward, improve=improve, step=run.step)
         setting = self.policy, self.task, self.train, outer, self.inner
-        return outer_loop(*setting, seed=self.seed, **how)
+        return outer_loop(*setting, seed=self.seed, on_round=measure, **how)
 
     def reliability(self, history: list[Tried], n: int) -> None:
         """The self-edits of n contexts of round 1 under other first weights: is the reward luck?
