@@ -1,89 +1,87 @@
-"""How a student gets better at learning from notes: each is an Improve of the student.
+"""How a student gets better at learning from notes, for good: ways to change its weights.
 
-(student, task, what a round tried, seed) -> an adapter's state, to be merged into the student.
+way(student, task, what a round tried, seed)      changes the student in place
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from ..config import mix_seed
 from ..files import UserError
 from ..inner import InnerConfig, adapt
 from ..model import GPT
 from ..outer import ReSTEM, Tried
 from ..rewards import ask
-from ..selfedit import Document, SelfEdit, Task
+from ..selfedit import Document, SelfEdit
+from ..tasks.knowledge import Knowledge
 
-State = dict[str, Tensor]
+Learn = Callable[[GPT, Knowledge, Tried, int], None]
+Winner = tuple[Any, str]  # a passage, and the notes on it that taught most
 
 
-def winners(tried: Tried, seed: int) -> list[tuple[Any, str]]:
-    """The best self-edit of each context, (context, text); none where all score alike."""
+def winners(tried: Tried, seed: int) -> list[Winner]:
+    """The best self-edit of each context; none where all score alike."""
     rng = np.random.default_rng(seed)
     return [(c, t.text) for c, trials in tried for t in ReSTEM().choose(trials, rng)]
 
 
 @dataclass(frozen=True)
 class TowardsWinners:
-    """Reptile (arXiv 1803.02999) over adapters: towards the mean of what the winners taught.
+    """A step towards the mean of the winning adapters (Reptile, arXiv 1803.02999)."""
 
-    Weights from which an inner loop has less far to go; what is about one person averages out.
-    """
+    inner: InnerConfig  # what they are trained with
+    share: float = 1.0  # of the way
+    at_once: int = 16
 
-    inner: InnerConfig  # what the winning adapters were trained with
-    share: float = 0.5  # of the way
-    most: int = 16  # winners
-
-    def __call__(self, student: GPT, task: Task, tried: Tried, seed: int) -> State:
-        edits = [task.parse(*winner) for winner in winners(tried, seed)[: self.most]]
-        if not edits:
-            return {}
-        with adapt(student, edits, self.inner, seed) as adapters:
-            return mean_of(adapters.state(), self.share)
-
-
-def mean_of(state: State, share: float = 1.0) -> State:
-    """The state of one adapter whose update is the mean of those of K: their ranks add up."""
-    out = {"scale": share * state["scale"]}
-    for name, t in state.items():
-        if name.endswith(".A"):
-            out[name] = t.flatten(0, 1)[None] / len(t)  # (1, K R, in)
-        elif name.endswith(".B"):
-            out[name] = t.transpose(0, 1).flatten(1)[None]  # (1, out, K R)
-    return out
+    def __call__(self, student: GPT, task: Knowledge, tried: Tried, seed: int) -> None:
+        edits = [task.parse(*winner) for winner in winners(tried, seed)]
+        means: dict[str, Tensor | float] = {}
+        for i in range(0, len(edits), self.at_once):
+            with adapt(student, edits[i : i + self.at_once], self.inner, seed) as adapters:
+                for name, layer in adapters.layers.items():
+                    total = sum(layer.delta(k) for k in range(len(adapters)))  # (out, in)
+                    means[name] = means.get(name, 0.0) + total.detach() / len(edits)
+        for name, mean in means.items():
+            student.get_submodule(name).weight.data += self.share * mean
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Expert iteration: the student's own answers with the notes in view, those that are right.
+    """Expert iteration: what the student answers rightly with the notes in view, it learns.
 
-    in_view: they are learnt with the notes before them; otherwise closed book, beside the notes.
+    in_view: with the notes before the question; otherwise closed book, beside the notes: how an
+    answer out of view goes with a note. That also teaches the round's people, for good.
     """
 
-    inner: InnerConfig  # of the M-step
-    in_view: bool = True
-    n: int = 4  # answers to each question
+    inner: InnerConfig  # as in an M-step
+    in_view: bool
+    n: int = 4  # answers to each question; of equal ones one counts
 
-    def __call__(self, student: GPT, task: Any, tried: Tried, seed: int) -> State:
+    def __call__(self, student: GPT, task: Knowledge, tried: Tried, seed: int) -> None:
         tokenizer, documents = task.tokenizer, []
         for passage, text in winners(tried, seed):
             asked = [task.asked(passage, question) for question, _ in passage.questions]
-            seen = [tokenizer.begin(f"{text.strip()}\n{question}") for question in asked]
-            closed = seen if self.in_view else task.exam(passage)
-            (given,) = ask(student, task, [seen], self.n, 1.0, seed)
-            grades = [
-                task.grade(passage, list(answers)) for answers in zip(*given)
-            ]  # (n, questions)
-            for i, (ids, answers) in enumerate(zip(closed, given)):
-                right = {a for a, graded in zip(answers, grades) if graded[i] == 1}
-                for answer in sorted(right):
-                    documents.append(Document.completion(ids, tokenizer.encode(f" {answer}\n")))
+            view = [tokenizer.begin(f"{text.strip()}\n{question}") for question in asked]
+            (told,) = ask(student, task, [view], self.n, 1.0, mix_seed(seed, passage.id))
+            right = {
+                (i, answer)
+                for answers in zip(*told)
+                for i, grade in enumerate(task.grade(passage, list(answers)))
+                for answer in [answers[i]]
+                if grade == 1
+            }
+            before = view if self.in_view else task.exam(passage)
+            for i, answer in sorted(right):
+                after = tokenizer.encode(f" {answer}\n")
+                documents.append(Document.completion(before[i], after))
             documents += () if self.in_view else task.parse(passage, text).documents
-        if not documents:
-            return {}
-        with adapt(student, [SelfEdit(tuple(documents))], self.inner, seed) as adapters:
-            if adapters.failed:
-                raise UserError(f"student: {adapters.failed[0]}; try a lower --outer.m-step.lr")
-            return adapters.state()
+        if documents:
+            with adapt(student, [SelfEdit(tuple(documents))], self.inner, seed) as adapters:
+                if adapters.failed:
+                    told = f"the student's loop: {adapters.failed[0]}"
+                    raise UserError(f"{told}; try a lower --student-step.lr")
+                adapters.merge()

@@ -1,19 +1,21 @@
-"""`minseal run teacher`: teacher and student are two models; is that better than teaching oneself?"""
+"""`minseal run teacher`: teacher and student are two models, and each can learn."""
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 
+from ..config import mix_seed
 from ..files import UserError
 from ..inner import InnerConfig
+from ..lab.forgetting import Before
 from ..lab.lab import Lab, experiment, summarise_round
 from ..lab.run import Run
-from ..lora import merge_state
 from ..model import GPT
 from ..open_models.load import load
 from ..outer import Improve, MStepConfig, OuterConfig, Tried, outer_loop
 from .passages import PassageConfig, people
-
-PAIRS = ("big", "small"), ("big", "big"), ("small", "small"), ("small", "big")  # writer, learner
+from .students import Answers, Learn, TowardsWinners
+from .teacher_report import OTHER, PAIRS, REPORT
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,16 @@ class TeacherConfig(PassageConfig):
 
     student: str = "tiny_data/knowledge-small"  # the small model; --model is the big one
     eval_contexts: int | None = 48  # held-out contexts
+    edit_tokens: int = 128  # longest self-edit
     inner: InnerConfig = InnerConfig(lr=6e-3, epochs=3)  # half the usual work, much the same scores
     outer: OuterConfig = OuterConfig(contexts=48, samples=4, m_step=MStepConfig(batch=4))
+    student_step: MStepConfig = MStepConfig(lr=1e-4, epochs=2, batch=16)  # what stays with it
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.outer.at_least(rounds=1)
+        if self.data:
+            raise UserError("--data: expected none, teacher and student know the toy world alone")
 
 
 def two_models(config: TeacherConfig, run: Run) -> Lab:
@@ -37,48 +43,51 @@ def two_models(config: TeacherConfig, run: Run) -> Lab:
     ours = lab.task.tokenizer
     if (ours.ranks, ours.specials, ours.pattern) != (theirs.ranks, theirs.specials, theirs.pattern):
         told = f"{config.model} and {config.student} have different tokenizers"
-        raise UserError(f"{told}: expected two models that read the same tokens")
+        raise UserError(f"{told}; expected two models that read the same tokens")
     return lab
 
 
-def nothing(*args: object) -> dict:
+def nothing(*given: object) -> dict:
     """An Improve that changes nothing."""
     return {}
 
 
 def loop(
-    lab: Lab, name: str, teach: Improve | None = None, learn: Improve = nothing, **declared: object
+    lab: Lab, name: str, over: str, teach: Improve | None, learn: Learn | None, series: str = ""
 ) -> Lab:
     """The outer loop of a teacher and a student, on copies; returns the lab with those it made.
 
-    teach: what the policy learns from a round's trials (None: ReST-EM); learn: what the student
-    does, beyond the adapters that come and go. A policy that teaches itself learns with `teach`.
+    teach: what the policy makes of a round's trials (None: ReST-EM). learn: what the student does,
+    for good; None: its adapters come and go.
     """
     lab = replace(lab, policy=copy.deepcopy(lab.policy), student=copy.deepcopy(lab.student))
-    run = lab.run.under(name, loop=name)
+    run, student = lab.run.under(name, loop=name), lab.student
 
     def after(r: int, tried: Tried) -> None:
         here = lab.run.under(f"{name} {r}", loop=name, round=r)
         here.step("in training", lambda: summarise_round(tried))
-        if lab.student:
-            state = run.step(f"{r} student", lambda: learn(lab.student, lab.task, tried, lab.seed))
-            merge_state(lab.student, state)
-        lab.arm(f"{name} {r}", lambda: lab.study_own(lab.held_out), at=r, **declared)
+        if learn:
 
-    how = dict(improve=teach, seed=lab.seed, step=run.step, on_round=after, student=lab.student)
+            def weights() -> dict:
+                learn(student, lab.task, tried, mix_seed(lab.seed, r))
+                return student.state_dict()
+
+            student.load_state_dict(run.step(f"{r} student", weights))
+        lab.arm(f"{name} {r}", lambda: lab.study_own(lab.held_out), over=over, series=series, at=r)
+
+    how = dict(student=student, improve=teach, seed=lab.seed, step=run.step, on_round=after)
     outer_loop(lab.policy, lab.task, lab.train, lab.outer, lab.inner, **how)
     return lab
 
 
-@experiment("teacher", TeacherConfig, open=two_models)
+@experiment("teacher", TeacherConfig, open=two_models, **REPORT)
 def teacher(lab: Lab, config: TeacherConfig) -> None:
-    """Who writes and who learns, before and after either of them is taught."""
+    """Who writes and who learns: does a teacher serve, does a student get better at learning?"""
     models: dict[str, GPT] = {"big": lab.policy, "small": lab.student}
-    held_out = lab.held_out
+    held_out, last = lab.held_out, lab.outer.rounds
 
     def pair(writer: str, learner: str) -> Lab:
-        student = None if writer == learner else models[learner]
-        return replace(lab, policy=models[writer], student=student)
+        return replace(lab, policy=models[writer], student=models[learner])
 
     for who in models:
         alone = pair(who, who)
@@ -86,12 +95,33 @@ def teacher(lab: Lab, config: TeacherConfig) -> None:
         passage_only = lambda: alone.study(held_out, lab.task.baseline)
         lab.arm(f"passage only, {who}", passage_only, over=f"no adaptation, {who}")
     for writer, learner in PAIRS:
-        own = lambda: pair(writer, learner).study_own(held_out)
         name, over = f"{writer} for {learner}", f"passage only, {learner}"
+        own = lambda: pair(writer, learner).study_own(held_out)
         lab.arm(f"{name} 0", own, over=over, series=name, at=0)
     for writer, learner in PAIRS:
-        name, other = f"{writer} for {learner}", {"big": "small", "small": "big"}[learner]
-        made = loop(pair(writer, learner), name, over=f"{name} 0", series=name)
-        there = replace(made, student=models[other])
-        own, last = lambda: there.study_own(held_out), f"{name} {lab.outer.rounds}"
-        lab.arm(f"{last}, {other} learns", own, over=f"{writer} for {other} 0")
+        name, other = f"{writer} for {learner}", OTHER[learner]
+        oneself = pair(writer, learner)
+        oneself.student = None if writer == learner else models[learner]  # None: SEAL
+        made = loop(oneself, name, f"{name} 0", None, None, name)
+        own = lambda: replace(made, student=models[other]).study_own(held_out)
+        lab.arm(f"{name} {last}, {other} learns", own, over=f"{writer} for {other} 0")
+
+    # The student's own loop: with the oracle's notes there is more to learn than with untaught ones.
+    def examine(name: str, student: GPT, over: str = "") -> None:
+        one = replace(lab, student=student)
+        oracle = lambda: one.study(held_out, lab.task.oracle)
+        lab.arm(f"{name}, oracle notes", oracle, over=over or "passage only, small")
+        lab.arm(f"{name}, plain", lambda: one.plain(held_out), over="no adaptation, small")
+        lab.step(f"{name}, knows", Before(student, lab.task).general_knowledge)
+
+    start = "big for small 0"
+    examine("small", models["small"])
+    answers = partial(Answers, config.student_step)
+    for name, teach, learn in (
+        ("student's loop", nothing, answers(in_view=False)),
+        ("both loops", None, answers(in_view=False)),
+        ("in view", nothing, answers(in_view=True)),
+        ("towards winners", nothing, TowardsWinners(lab.inner)),
+    ):
+        made = loop(pair("big", "small"), name, start, teach, learn)
+        examine(f"{name} {last}", made.student, "small, oracle notes")
