@@ -23,6 +23,11 @@ Learn = Callable[[GPT, Knowledge, Tried, int], None]
 Winner = tuple[Any, str]  # a passage, and the notes on it that taught most
 
 
+def nothing(*given: object) -> dict:
+    """An Improve that changes nothing."""
+    return {}
+
+
 def winners(tried: Tried, seed: int) -> list[Winner]:
     """The best self-edit of each context; none where all score alike."""
     rng = np.random.default_rng(seed)

@@ -1,8 +1,12 @@
 """`minseal run teacher`: teacher and student are two models, and each can learn."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
+
+from torch import Tensor
 
 from ..config import mix_seed
 from ..files import UserError
@@ -14,8 +18,8 @@ from ..model import GPT
 from ..open_models.load import load
 from ..outer import Improve, MStepConfig, OuterConfig, Tried, outer_loop
 from .passages import PassageConfig, people
-from .students import Answers, Learn, TowardsWinners
-from .teacher_report import OTHER, PAIRS, REPORT
+from .students import Answers, Learn, TowardsWinners, nothing
+from .teacher_report import OTHER, PAIRS, REPORT, TAUGHT
 
 
 @dataclass(frozen=True)
@@ -47,35 +51,35 @@ def two_models(config: TeacherConfig, run: Run) -> Lab:
     return lab
 
 
-def nothing(*given: object) -> dict:
-    """An Improve that changes nothing."""
-    return {}
-
-
 def loop(
-    lab: Lab, name: str, over: str, teach: Improve | None, learn: Learn | None, series: str = ""
+    lab: Lab, name: str, pair: str, teach: Improve | None = None, learn: Learn | None = None
 ) -> Lab:
     """The outer loop of a teacher and a student, on copies; returns the lab with those it made.
 
     teach: what the policy makes of a round's trials (None: ReST-EM). learn: what the student does,
-    for good; None: its adapters come and go.
+    for good; None: its adapters come and go. pair: whose first trials these are.
     """
     lab = replace(lab, policy=copy.deepcopy(lab.policy), student=copy.deepcopy(lab.student))
     run, student = lab.run.under(name, loop=name), lab.student
+
+    def step(what: str, compute: Callable[[], Any]) -> Any:
+        first = what.startswith("1 contexts")  # before anybody has learnt anything
+        return (lab.run.under(pair, loop=pair) if first else run).step(what, compute)
 
     def after(r: int, tried: Tried) -> None:
         here = lab.run.under(f"{name} {r}", loop=name, round=r)
         here.step("in training", lambda: summarise_round(tried))
         if learn:
 
-            def weights() -> dict:
+            def weights() -> dict[str, Tensor]:
                 learn(student, lab.task, tried, mix_seed(lab.seed, r))
                 return student.state_dict()
 
             student.load_state_dict(run.step(f"{r} student", weights))
-        lab.arm(f"{name} {r}", lambda: lab.study_own(lab.held_out), over=over, series=series, at=r)
+        own, arm = lambda: lab.study_own(lab.held_out), dict(series=name, at=r)
+        lab.arm(f"{name} {r}", own, over=f"{pair} 0", **(arm if name == pair else {}))
 
-    how = dict(student=student, improve=teach, seed=lab.seed, step=run.step, on_round=after)
+    how = dict(student=student, improve=teach, seed=lab.seed, step=step, on_round=after)
     outer_loop(lab.policy, lab.task, lab.train, lab.outer, lab.inner, **how)
     return lab
 
@@ -98,30 +102,29 @@ def teacher(lab: Lab, config: TeacherConfig) -> None:
         name, over = f"{writer} for {learner}", f"passage only, {learner}"
         own = lambda: pair(writer, learner).study_own(held_out)
         lab.arm(f"{name} 0", own, over=over, series=name, at=0)
-    for writer, learner in PAIRS:
-        name, other = f"{writer} for {learner}", OTHER[learner]
-        oneself = pair(writer, learner)
-        oneself.student = None if writer == learner else models[learner]  # None: SEAL
-        made = loop(oneself, name, f"{name} 0", None, None, name)
+    for writer, learner in TAUGHT:
+        name, other, one = f"{writer} for {learner}", OTHER[learner], pair(writer, learner)
+        one.student = None if writer == learner else one.student  # None: SEAL, it teaches itself
+        made = loop(one, name, name)
         own = lambda: replace(made, student=models[other]).study_own(held_out)
         lab.arm(f"{name} {last}, {other} learns", own, over=f"{writer} for {other} 0")
 
-    # The student's own loop: with the oracle's notes there is more to learn than with untaught ones.
-    def examine(name: str, student: GPT, over: str = "") -> None:
+    # The student's own loop: the oracle's notes have more for it to learn than untaught ones.
+    def examine(name: str, student: GPT, over: str) -> None:
         one = replace(lab, student=student)
         oracle = lambda: one.study(held_out, lab.task.oracle)
-        lab.arm(f"{name}, oracle notes", oracle, over=over or "passage only, small")
+        lab.arm(f"{name}, oracle notes", oracle, over=over)
         lab.arm(f"{name}, plain", lambda: one.plain(held_out), over="no adaptation, small")
         lab.step(f"{name}, knows", Before(student, lab.task).general_knowledge)
 
-    start = "big for small 0"
-    examine("small", models["small"])
-    answers = partial(Answers, config.student_step)
-    for name, teach, learn in (
-        ("student's loop", nothing, answers(in_view=False)),
-        ("both loops", None, answers(in_view=False)),
-        ("in view", nothing, answers(in_view=True)),
-        ("towards winners", nothing, TowardsWinners(lab.inner)),
+    examine("small", models["small"], "passage only, small")
+    answers, once = partial(Answers, config.student_step), replace(lab.outer, rounds=1)
+    for name, teach, learn, outer in (
+        ("student's loop", nothing, answers(in_view=False), lab.outer),
+        ("both loops", None, answers(in_view=False), lab.outer),
+        ("answers in view", nothing, answers(in_view=True), once),
+        ("towards winners", nothing, TowardsWinners(lab.inner), once),
     ):
-        made = loop(pair("big", "small"), name, start, teach, learn)
-        examine(f"{name} {last}", made.student, "small, oracle notes")
+        one = replace(pair("big", "small"), outer=outer)
+        made = loop(one, name, "big for small", teach, learn)
+        examine(f"{name} {outer.rounds}", made.student, "small, oracle notes")

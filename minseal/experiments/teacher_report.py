@@ -10,12 +10,12 @@ from ..lab.table import aligned, gain
 
 Results = dict[str, Any]
 PAIRS = ("big", "small"), ("big", "big"), ("small", "small"), ("small", "big")  # writer, learner
+TAUGHT = PAIRS[:3]
 OTHER = {"big": "small", "small": "big"}
 LOOPS = {"big for small": "teacher's loop", "student's loop": "", "both loops": ""}
 # Sentences: the first arm against the second; {r} is the last round.
 QUESTIONS = {
     "small learns, taught by big against by itself": ("big for small {r}", "small for small {r}"),
-    "big learns, taught by itself against by small": ("big for big {r}", "small for big {r}"),
     "small learns, big taught on small against on big": (
         "big for small {r}",
         "big for big {r}, small learns",
@@ -34,7 +34,7 @@ def cells(rounds: int) -> list[tuple[str, dict[str, str]]]:
     out = [
         (f"{writer}, untaught", {who: f"{writer} for {who} 0" for who in OTHER}) for writer in OTHER
     ]
-    for writer, learner in PAIRS:
+    for writer, learner in TAUGHT:
         arm = f"{writer} for {learner} {rounds}"
         how = "itself" if writer == learner else learner
         arms = {learner: arm, OTHER[learner]: f"{arm}, {OTHER[learner]} learns"}

@@ -67,6 +67,26 @@ def test_a_few_steps_make_a_checkpoint_that_loads_and_has_learnt(tmp_path, capsy
     assert "step 12 of 12: loss" in told and "reading" in told and "minutes" in told
 
 
+def test_another_size_is_in_the_command_and_reads_the_same_tokens(tmp_path):
+    make(tmp_path / "a", tokens=1000)
+    make(tmp_path / "b", tokens=1000, n_layer=2, n_embd=32)
+    (_, ours), (small, theirs) = load(tmp_path / "a"), load(tmp_path / "b")
+    assert (small.config.n_layer, small.config.n_embd, small.config.mlp_dim) == (2, 32, 85)
+    assert ours.ranks == theirs.ranks
+    about = json.loads((tmp_path / "b" / "config.json").read_text())["about"]
+    assert "--n-layer 2 --n-embd 32" in about["command"]
+
+
+def test_the_shipped_models_of_people_read_the_same_tokens_and_differ_in_size():
+    big, small = (SHIPPED / kind for kind in ("knowledge", "knowledge-small"))
+    ranks = [(folder / "ranks.tiktoken").read_bytes() for folder in (big, small)]
+    assert ranks[0] == ranks[1]
+    assert (small / "weights.pt").stat().st_size < 1e6
+    config = load(small)[0].config
+    _, about = shipped("knowledge-small")
+    assert f"--n-layer {config.n_layer} --n-embd {config.n_embd} " in about["command"]
+
+
 def test_same_seed_same_model_other_seed_another(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         make(tmp_path / name, seed=seed, tokens=1000)
@@ -107,9 +127,10 @@ def shipped(kind):
     return load(folder), json.loads((folder / "config.json").read_text())["about"]
 
 
-def test_the_shipped_model_measures_as_its_config_says(monkeypatch):
+@pytest.mark.parametrize("kind", ["knowledge", "knowledge-small"])
+def test_the_shipped_model_measures_as_its_config_says(kind, monkeypatch):
     monkeypatch.undo()  # all probes
-    (model, tokenizer), about = shipped("knowledge")
+    (model, tokenizer), about = shipped(kind)
     measured = measure(model, tokenizer, people.probes(tokenizer), "\n")
     assert set(measured) <= set(about)
     for name, value in measured.items():
