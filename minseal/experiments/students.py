@@ -1,10 +1,11 @@
-"""How a student gets better at learning from notes, for good: ways to change its weights.
+"""The outer loop of two models, and ways in which the student gets better at learning from notes.
 
-way(student, task, what a round tried, seed)      changes the student in place
+way(student, task, what a round tried, seed)      changes the student in place, for good
 """
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,48 @@ from torch import Tensor
 from ..config import mix_seed
 from ..files import UserError
 from ..inner import InnerConfig, adapt
+from ..lab.lab import Lab, summarise_round
 from ..model import GPT
-from ..outer import ReSTEM, Tried
+from ..outer import Improve, ReSTEM, Tried, outer_loop
 from ..rewards import ask
 from ..selfedit import Document, SelfEdit
 from ..tasks.knowledge import Knowledge
 
 Learn = Callable[[GPT, Knowledge, Tried, int], None]
 Winner = tuple[Any, str]  # a passage, and the notes on it that taught most
+
+
+def loop(
+    lab: Lab, name: str, pair: str, teach: Improve | None = None, learn: Learn | None = None
+) -> Lab:
+    """The outer loop of a teacher and a student, on copies; returns the lab with those it made.
+
+    teach: what the policy makes of a round's trials (None: ReST-EM). learn: what the student does,
+    for good; None: its adapters come and go. pair: whose first trials these are.
+    """
+    lab = replace(lab, policy=copy.deepcopy(lab.policy), student=copy.deepcopy(lab.student))
+    run, student = lab.run.under(name, loop=name), lab.student
+
+    def step(what: str, compute: Callable[[], Any]) -> Any:
+        first = what.startswith("1 contexts")  # before anybody has learnt anything
+        return (lab.run.under(pair, loop=pair) if first else run).step(what, compute)
+
+    def after(r: int, tried: Tried) -> None:
+        here = lab.run.under(f"{name} {r}", loop=name, round=r)
+        here.step("in training", lambda: summarise_round(tried))
+        if learn:
+
+            def weights() -> dict[str, Tensor]:
+                learn(student, lab.task, tried, mix_seed(lab.seed, r))
+                return student.state_dict()
+
+            student.load_state_dict(run.step(f"{r} student", weights))
+        own, arm = lambda: lab.study_own(lab.held_out), dict(series=name, at=r)
+        lab.arm(f"{name} {r}", own, over=f"{pair} 0", **(arm if name == pair else {}))
+
+    how = dict(student=student, improve=teach, seed=lab.seed, step=step, on_round=after)
+    outer_loop(lab.policy, lab.task, lab.train, lab.outer, lab.inner, **how)
+    return lab
 
 
 def nothing(*given: object) -> dict:
@@ -56,10 +91,10 @@ class TowardsWinners:
 
 @dataclass(frozen=True)
 class Answers:
-    """Expert iteration: what the student answers rightly with the notes in view, it learns.
+    """Expert iteration: what it answers rightly with passage and notes in view, the student learns.
 
-    in_view: with the notes before the question; otherwise closed book, beside the notes: how an
-    answer out of view goes with a note. That also teaches the round's people, for good.
+    in_view: with these before the question; otherwise closed book, beside the notes: how an answer
+    out of view goes with a note. That also teaches the round's people, for good.
     """
 
     inner: InnerConfig  # as in an M-step
@@ -70,7 +105,8 @@ class Answers:
         tokenizer, documents = task.tokenizer, []
         for passage, text in winners(tried, seed):
             asked = [task.asked(passage, question) for question, _ in passage.questions]
-            view = [tokenizer.begin(f"{text.strip()}\n{question}") for question in asked]
+            read = f"{passage.text}\n{text.strip()}\n"  # the notes alone look like no text it knows
+            view = [tokenizer.begin(read + question) for question in asked]
             (told,) = ask(student, task, [view], self.n, 1.0, mix_seed(seed, passage.id))
             right = {
                 (i, answer)

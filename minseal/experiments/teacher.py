@@ -1,24 +1,18 @@
 """`minseal run teacher`: teacher and student are two models, and each can learn."""
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
-from torch import Tensor
-
-from ..config import mix_seed
 from ..files import UserError
 from ..inner import InnerConfig
 from ..lab.forgetting import Before
-from ..lab.lab import Lab, experiment, summarise_round
+from ..lab.lab import Lab, experiment
 from ..lab.run import Run
 from ..model import GPT
 from ..open_models.load import load
-from ..outer import Improve, MStepConfig, OuterConfig, Tried, outer_loop
+from ..outer import MStepConfig, OuterConfig
 from .passages import PassageConfig, people
-from .students import Answers, Learn, TowardsWinners, nothing
+from .students import Answers, TowardsWinners, loop, nothing
 from .teacher_report import OTHER, PAIRS, REPORT, TAUGHT
 
 
@@ -48,39 +42,6 @@ def two_models(config: TeacherConfig, run: Run) -> Lab:
     if (ours.ranks, ours.specials, ours.pattern) != (theirs.ranks, theirs.specials, theirs.pattern):
         told = f"{config.model} and {config.student} have different tokenizers"
         raise UserError(f"{told}; expected two models that read the same tokens")
-    return lab
-
-
-def loop(
-    lab: Lab, name: str, pair: str, teach: Improve | None = None, learn: Learn | None = None
-) -> Lab:
-    """The outer loop of a teacher and a student, on copies; returns the lab with those it made.
-
-    teach: what the policy makes of a round's trials (None: ReST-EM). learn: what the student does,
-    for good; None: its adapters come and go. pair: whose first trials these are.
-    """
-    lab = replace(lab, policy=copy.deepcopy(lab.policy), student=copy.deepcopy(lab.student))
-    run, student = lab.run.under(name, loop=name), lab.student
-
-    def step(what: str, compute: Callable[[], Any]) -> Any:
-        first = what.startswith("1 contexts")  # before anybody has learnt anything
-        return (lab.run.under(pair, loop=pair) if first else run).step(what, compute)
-
-    def after(r: int, tried: Tried) -> None:
-        here = lab.run.under(f"{name} {r}", loop=name, round=r)
-        here.step("in training", lambda: summarise_round(tried))
-        if learn:
-
-            def weights() -> dict[str, Tensor]:
-                learn(student, lab.task, tried, mix_seed(lab.seed, r))
-                return student.state_dict()
-
-            student.load_state_dict(run.step(f"{r} student", weights))
-        own, arm = lambda: lab.study_own(lab.held_out), dict(series=name, at=r)
-        lab.arm(f"{name} {r}", own, over=f"{pair} 0", **(arm if name == pair else {}))
-
-    how = dict(student=student, improve=teach, seed=lab.seed, step=step, on_round=after)
-    outer_loop(lab.policy, lab.task, lab.train, lab.outer, lab.inner, **how)
     return lab
 
 

@@ -35,7 +35,7 @@ SMALL = TeacherConfig(
     eval_contexts=2,
     edit_tokens=16,
     inner=InnerConfig(lr=0.01, epochs=1, rank=2),
-    outer=OuterConfig(rounds=2, contexts=2, samples=2, m_step=MStepConfig(epochs=1, rank=2)),
+    outer=OuterConfig(2, 2, 2, reward="likelihood", m_step=MStepConfig(epochs=1, rank=2)),
     student_step=MStepConfig(epochs=1, rank=2),
 )
 
@@ -82,7 +82,7 @@ def test_only_right_answers_are_learnt_in_view_or_beside_the_notes(
     model, tokenizer = pretrained
     task, passages, seen = People(tokenizer), toy_passages(3, 3), []
     one = passages[0]
-    text = "\n".join(one.oracle[:2])  # of two answers it cannot know
+    text = "\n".join(one.oracle[:2])
     some = tried([one], ["Life is full of stories.", text], [0.0, 0.5])
 
     def spy(model, edits, *rest):
@@ -95,10 +95,9 @@ def test_only_right_answers_are_learnt_in_view_or_beside_the_notes(
     asked = [tokenizer.decode([i for i, w in zip(d.ids, d.weights) if not w]) for d in seen]
     lessons = [(q, a.strip()) for q, a in zip(asked, told) if q]
     right = {(task.asked(one, q), golds[0]) for q, golds in one.questions}
-    stated = {(q, a) for q, a in right if any(a in note for note in one.oracle[:2])}
-    before = f"{text}\n" if in_view else ""
-    assert {(before + q, a) for q, a in stated} <= set(lessons)
-    assert set(lessons) <= {(before + q, a) for q, a in right}
+    before = f"{one.text}\n{text}\n" if in_view else ""
+    # It reads without errors: of four answers to each question one is right, or all are.
+    assert set(lessons) == {(before + q, a) for q, a in right} and len(lessons) == len(right)
     rest = [d.ids for d, q in zip(seen, asked) if not q]
     assert rest == ([] if in_view else [d.ids for d in task.parse(one, text).documents])
 
@@ -111,7 +110,7 @@ def test_answers_out_of_view_stay_with_the_student(pretrained):
     know = lambda: np.mean([o.reward for o in exam(model, task, passages)])
     before = know()
     Answers(MStepConfig(lr=2e-3, batch=16), False)(model, task, some, 0)
-    assert know() > before + 0.5
+    assert know() > before + 0.3
 
 
 # ---- the experiment ----
@@ -141,33 +140,37 @@ def finished(config, tmp_path_factory):
 def test_arms_and_matrix(finished):
     run, results = finished
     arms = {a["arm"]: a for a in results["arms"]}
-    pairs = [f"{w} for {learner}" for w in ("big", "small") for learner in ("big", "small")]
-    for name in pairs:
+    for name in ("big for small", "big for big", "small for small"):
         writer, learner = name.split(" for ")
         other = {"big": "small", "small": "big"}[learner]
         assert [a["at"] for a in arms.values() if a["series"] == [name]] == [0, 1, 2]
         assert arms[f"{name} 0"]["over"] == f"passage only, {learner}"
         assert arms[f"{name} 2"]["over"] == f"{name} 0"
         assert arms[f"{name} 2, {other} learns"]["over"] == f"{writer} for {other} 0"
-    for name in ("student's loop", "both loops", "in view", "towards winners"):
-        assert arms[f"{name} 2"]["over"] == "big for small 0"
-        assert arms[f"{name} 2, oracle notes"]["over"] == "small, oracle notes"
-        assert arms[f"{name} 2, plain"]["over"] == "no adaptation, small"
-    assert len(results["knows"]) == 5 and len(results["questions"]) == 6
+    assert arms["small for big 0"]["over"] == "passage only, big"
+    long = ("student's loop 2", "both loops 2")
+    for name in (*long, "answers in view 1", "towards winners 1"):
+        assert arms[name]["over"] == "big for small 0"
+        assert arms[f"{name}, oracle notes"]["over"] == "small, oracle notes"
+        assert arms[f"{name}, plain"]["over"] == "no adaptation, small"
+    assert len(results["knows"]) == 5 and len(results["questions"]) == 5
     report = text_report(run, TEACHER, results)
-    assert "small, taught on big" in report and "General knowledge of the student" in report
+    assert "small, taught on itself" in report and "General knowledge of the student" in report
     assert results["left out"] == []
 
 
-def test_every_loop_of_a_pair_starts_from_the_same_trials(finished):
-    """And the student's loop keeps the policy that wrote them, and the teacher's the student."""
+def test_round_1_is_tried_once_and_each_loop_changes_what_it_teaches(finished):
     run, _ = finished
-    loops = ("big for small", "student's loop", "both loops", "in view", "towards winners")
-    first = [run.steps[f"{name} 1 contexts 1-2"].trials for name in loops]
-    assert len({tuple((t.text, t.reward) for t in trials) for trials in first}) == 1
-    assert run.result("both loops 2 M-step") and not run.result("student's loop 2 M-step")
-    assert "student's loop 2 student" in run.steps
-    assert "big for small 2 student" not in run.steps
+    first = [name for name in run.steps if "1 contexts" in name]
+    assert first == [
+        f"{p} 1 contexts 1-2" for p in ("big for small", "big for big", "small for small")
+    ]
+    assert run.result("both loops 2 M-step") and run.result("both loops 2 student")
+    assert not run.result("student's loop 2 M-step") and run.result("student's loop 2 student")
+    assert run.result("big for small 2 M-step") and "big for small 2 student" not in run.steps
+    # The untaught teacher goes on writing for the student that is taught.
+    texts = lambda arm: [t.text for t in run.steps[arm].trials]
+    assert texts("student's loop 2") == texts("big for small 0") != texts("both loops 2")
 
 
 def test_the_other_model_learns_from_what_the_taught_teacher_wrote(finished, config, tmp_path):
