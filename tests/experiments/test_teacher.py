@@ -33,7 +33,7 @@ from minseal.outer import MStepConfig
 TEACHER = EXPERIMENTS["teacher"]
 SMALL = TeacherConfig(
     eval_contexts=2,
-    edit_tokens=16,
+    edit_tokens=8,
     inner=InnerConfig(lr=0.01, epochs=1, rank=2),
     outer=OuterConfig(2, 2, 2, reward="likelihood", m_step=MStepConfig(epochs=1, rank=2)),
     student_step=MStepConfig(epochs=1, rank=2),
