@@ -32,7 +32,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that may know less than all that is below them; each its own files, too.
 MAY_KNOW = {
     "tasks": {"files", "selfedit", "tokenizer", "terminal"},
-    "open_models": {"checkpoint", "tokenizer", "files", "model", "lora", "config"},
+    "open_models": {"checkpoint", "tokenizer", "files", "model", "lora", "config", "terminal"},
 }
 HEART = ("model", "lora", "sample", "selfedit", "inner", "outer")
 AT_RUN_TIME = {"torch", "numpy", "tiktoken", "tqdm", "regex"}  # tiktoken brings regex
@@ -272,8 +272,9 @@ def test_the_whole_house_stays_small():
 
     8,300: files from anywhere and bad days (locks, flushed writers, checked logs, Unicode).
     11,200: six experiments with their reports, an agent, report.html, learning over again.
+    11,750: two more, the best untrained prompt beside every taught policy.
     """
-    assert sum(len(lines_of(p)) for p in PACKAGE.rglob("*.py")) <= 11200
+    assert sum(len(lines_of(p)) for p in PACKAGE.rglob("*.py")) <= 11750
 
 
 def test_no_line_is_longer_than_100_columns():
@@ -327,7 +328,8 @@ def test_five_packages_are_enough_to_load_adapt_and_examine():
 
 def test_without_a_terminal_a_run_prints_a_line_a_step_as_it_goes(untrained, tmp_path):
     sizes = (
-        "--rounds 1 --contexts 2 --samples 2 --eval-contexts 2 --inner.epochs 1 --edit-tokens 48"
+        "--rounds 1 --contexts 2 --samples 2 --eval-contexts 2 --inner.epochs 1 --edit-tokens 48 "
+        "--other-prompts none"
     )
     words = f"run knowledge --model {untrained} --out {tmp_path / 'run'} {sizes}".split()
     command = [sys.executable, "-m", "minseal", *words]
