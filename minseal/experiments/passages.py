@@ -58,7 +58,7 @@ def other_styles(config: PassageConfig) -> list[str]:
     return [style for style in dict.fromkeys(names) if style != config.prompt]
 
 
-def try_prompts(lab: Lab, config: PassageConfig) -> None:
+def try_prompts(lab: Lab, config: PassageConfig, over: str = "passage only") -> None:
     """An arm for the untrained notes of each other prompt, over the passage only.
 
     The prompt that teaches most about some training contexts is a rival: a policy that was taught
@@ -74,7 +74,7 @@ def try_prompts(lab: Lab, config: PassageConfig) -> None:
         scores[style] = sum(t.reward for t in trials)
     best = max(scores, key=scores.__getitem__)
     for style, other in asking.items():
-        arm = dict(over="passage only", rival=style == best)
+        arm = dict(over=over, rival=style == best)
         lab.arm(f"own notes, {style}", partial(other.study_own, lab.held_out), **arm)
 
 

@@ -11,7 +11,7 @@ from ..lab.run import Run
 from ..model import GPT
 from ..open_models.load import load
 from ..outer import MStepConfig, OuterConfig
-from .passages import PassageConfig, people
+from .passages import PassageConfig, people, prompts_tried, try_prompts
 from .students import Answers, TowardsWinners, loop, nothing
 from .teacher_report import OTHER, PAIRS, REPORT, TAUGHT
 
@@ -22,6 +22,7 @@ class TeacherConfig(PassageConfig):
 
     student: str = "tiny_data/knowledge-small"  # the small model; --model is the big one
     eval_contexts: int | None = 48  # held-out contexts
+    other_prompts: tuple[str, ...] | None = None  # measured untrained, too; "none" or the usual
     edit_tokens: int = 128  # longest self-edit
     inner: InnerConfig = InnerConfig(lr=6e-3, epochs=3)  # half the usual work, much the same scores
     outer: OuterConfig = OuterConfig(contexts=48, samples=4, m_step=MStepConfig(batch=4))
@@ -45,7 +46,7 @@ def two_models(config: TeacherConfig, run: Run) -> Lab:
     return lab
 
 
-@experiment("teacher", TeacherConfig, open=two_models, **REPORT)
+@experiment("teacher", TeacherConfig, open=two_models, notes=prompts_tried, **REPORT)
 def teacher(lab: Lab, config: TeacherConfig) -> None:
     """Who writes and who learns: does a teacher serve, does a student get better at learning?"""
     models: dict[str, GPT] = {"big": lab.policy, "small": lab.student}
@@ -59,6 +60,7 @@ def teacher(lab: Lab, config: TeacherConfig) -> None:
         lab.arm(f"no adaptation, {who}", lambda: alone.plain(held_out))
         passage_only = lambda: alone.study(held_out, lab.task.baseline)
         lab.arm(f"passage only, {who}", passage_only, over=f"no adaptation, {who}")
+    try_prompts(lab, config, "passage only, small")  # big writes, small learns
     for writer, learner in PAIRS:
         name, over = f"{writer} for {learner}", f"passage only, {learner}"
         own = lambda: pair(writer, learner).study_own(held_out)

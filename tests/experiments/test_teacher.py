@@ -34,6 +34,7 @@ TEACHER = EXPERIMENTS["teacher"]
 SMALL = TeacherConfig(
     eval_contexts=2,
     edit_tokens=8,
+    other_prompts=(),
     inner=InnerConfig(lr=0.01, epochs=1, rank=2),
     outer=OuterConfig(2, 2, 2, reward="likelihood", m_step=MStepConfig(epochs=1, rank=2)),
     student_step=MStepConfig(epochs=1, rank=2),
@@ -225,6 +226,16 @@ def test_settings_that_make_no_sense_are_refused():
         TeacherConfig(data="squad.json")
     with pytest.raises(UserError, match="rounds is 0"):
         TeacherConfig(outer=OuterConfig(rounds=0))
+
+
+def test_the_best_untrained_prompt_stands_beside_the_taught_teacher(config, tmp_path):
+    outer = replace(config.outer, rounds=1)
+    config = replace(config, other_prompts=("questions",), outer=outer)
+    with pytest.raises(KeyboardInterrupt):
+        go(config, tmp_path / "run", stop_at(10))
+    results = summarise(Run(tmp_path / "run"), TEACHER)
+    (a,) = [a for a in results["arms"] if a["arm"] == "own notes, questions"]
+    assert a["over"] == "passage only, small"
 
 
 @pytest.mark.slow
