@@ -199,7 +199,7 @@ def test_both_loops_end_with_the_student_of_their_last_round(finished, config, t
 
 
 def test_stopped_and_resumed_gives_the_same(finished, config, tmp_path):
-    for n in (5, 12, 40, 50):
+    for n in (12, 45):
         with pytest.raises(KeyboardInterrupt):
             go(config, tmp_path / "run", stop_at(n))
         assert summarise(Run(tmp_path / "run"), TEACHER)["left out"] == []
