@@ -1,0 +1,120 @@
+"""`minseal run verify`: no passages, no exam. The model invents, a checker says what is right.
+
+for each round:
+    the model invents people, writes a passage on each, and notes on every passage
+    a checker keeps the lines that state, rightly, what follows from the passage
+    the model learns to write such passages and, after them, these lines
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from ..config import mix_seed
+from ..files import UserError
+from ..lab.lab import Lab, experiment
+from ..lora import merge_state
+from ..outer import OuterConfig
+from ..sample import sample
+from ..selfedit import Document
+from ..tasks.grammar import read_person
+from ..tasks.people import FIRST, PersonPassage
+from .checkers import at_random, erring, exact, judge, keep, tally
+from .improvers import fit
+from .passages import PassageConfig, people
+from .verify_report import REPORT, count
+
+ARMS = CHECKED, UNCHECKED, ERRING = "verified", "unchecked", "erring checker"
+
+
+@dataclass(frozen=True)
+class VerifyConfig(PassageConfig):
+    """Invent, write notes, check, learn; beside it without a checker, and with one that errs."""
+
+    eval_contexts: int | None = 48  # held-out contexts
+    inventions: int = 64  # passages that the model begins in a round; some cannot be read
+    keep: Literal["once", "all", "best"] = "once"  # which right lines: see experiments/checkers.py
+    errors: float = 0.1  # share of its verdicts that the erring checker turns round
+    tries: int = 32  # self-edits of each held-out passage: what do 1, 2, 4, ... of them state?
+    outer: OuterConfig = OuterConfig(rounds=4, contexts=32, samples=4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(inventions=1, errors=0, tries=1)
+        self.outer.at_least(rounds=1)
+        if self.data:
+            raise UserError("--data: run verify needs the toy world, whose grammar can check notes")
+        if not self.errors <= 1:
+            raise UserError(f"errors is {self.errors:g}; expected a share, from 0 to 1")
+
+
+def invent(lab: Lab, n: int, seed: int) -> list[str]:
+    """The first lines of n texts. Nothing predicts a text's first letter: a capital is drawn."""
+    tokenizer, rng = lab.task.tokenizer, np.random.default_rng(seed)
+    capitals = [str(c) for c in rng.choice(sorted({name[0] for name in FIRST}), size=n)]
+    how = dict(max_tokens=80, temperature=lab.outer.temperature, stop="\n", seed=seed)
+    texts = sample(lab.policy, tokenizer, [tokenizer.begin(c) for c in capitals], **how)
+    return [capital + text for capital, (text,) in zip(capitals, texts)]
+
+
+def passages_among(lines: Sequence[str], names: set[str]) -> list[PersonPassage]:
+    """Those about people other than `names`, one each; what is no passage is dropped."""
+    found = {p.name: (p, line) for line in lines if (p := read_person(line))}
+    others = [(p, line) for p, line in found.values() if p.name not in names]
+    return [PersonPassage(p.name, "", line, (), person=p) for p, line in others]
+
+
+def lesson(lab: Lab, passage: PersonPassage, lines: list[str]) -> Document:
+    """The passage, too, carries loss: where the notes alone do, the model forgets to invent."""
+    learnt = lab.task.lesson(passage, "\n".join(lines) + "\n")
+    return replace(learnt, weights=(1.0,) * len(learnt.ids))
+
+
+def teach(lab: Lab, config: VerifyConfig, arm: str, r: int) -> None:
+    """One round of an arm; all arms have the same luck."""
+    step, seed, outer = (
+        lab.run.under(f"{arm} {r}", arm=arm, at=r).step,
+        mix_seed(lab.seed, r),
+        lab.outer,
+    )
+    names, rng = {passage.id for passage in lab.held_out}, np.random.default_rng(seed)
+    lines = step("invented", lambda: invent(lab, config.inventions, seed))
+    passages = passages_among(lines, names)[: outer.contexts]
+    texts = step("notes", lambda: lab.write_many(passages, outer.samples, (r, "notes")))
+    kept = []
+    for passage, some in zip(passages, texts):
+        samples = [[note.text for note in lab.task.notes(text)] for text in some]
+        check = exact(passage.person)
+        if arm == ERRING:
+            check = erring(check, config.errors, rng)
+        learnt = keep(samples, check, config.keep)
+        if arm == UNCHECKED:  # of the same length
+            learnt = at_random(samples, len(learnt), rng)
+        if learnt and not any(name in line for line in learnt for name in names):
+            kept.append((passage, learnt))
+    step("counted", lambda: count(lines, names, texts, kept))
+    lessons = [lesson(lab, *one) for one in kept]
+    merge_state(lab.policy, step("M-step", lambda: fit(lab.policy, lessons, outer.m_step, seed)))
+
+
+@experiment("verify", VerifyConfig, open=people, **REPORT)
+def verify(lab: Lab, config: VerifyConfig) -> None:
+    """People that the model invents, notes that a grammar checks: does it teach itself?"""
+    held_out, task = lab.held_out, lab.task
+
+    def measure(name: str, **declared: Any) -> None:
+        trials = lab.arm(name, lambda: judge(task, held_out, lab.write(held_out)), **declared)
+        if name.startswith(CHECKED) or declared["rival"]:
+            lab.step(f"{name}, exam", lambda: lab.study(held_out, [t.text for t in trials]))
+        if declared["rival"]:
+            many = lambda: tally(task, held_out, lab.write_many(held_out, config.tries, "many"))
+            lab.step(f"{name}, many", many)
+
+    measure("start", series=ARMS, at=0, rival=True)
+    for arm in ARMS:
+        lab.reset()
+        for r in range(1, lab.outer.rounds + 1):
+            teach(lab, config, arm, r)
+            measure(f"{arm} {r}", over="start", series=arm, at=r, rival=r == lab.outer.rounds)
