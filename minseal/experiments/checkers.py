@@ -46,12 +46,6 @@ def keep(samples: Sequence[Sequence[str]], check: Check, how: str) -> list[str]:
     return list(found.values())
 
 
-def at_random(samples: Sequence[Sequence[str]], n: int, rng: np.random.Generator) -> list[str]:
-    """n of all the lines, unchecked, or as many as there are."""
-    every = [line for lines in samples for line in lines]
-    return [every[i] for i in rng.permutation(len(every))[:n]]
-
-
 def judge(task: People, passages: list[PersonPassage], texts: list[str]) -> list[Trial]:
     """A trial of each self-edit; reward: the share of implications that it states, rightly."""
     trials = []

@@ -6,7 +6,6 @@ for each round:
     the model learns to write such passages and, after them, these lines
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,12 +18,12 @@ from ..lora import merge_state
 from ..outer import OuterConfig
 from ..sample import sample
 from ..selfedit import Document
-from ..tasks.grammar import read_person
+from ..tasks.grammar import read_passages
 from ..tasks.people import FIRST, PersonPassage
-from .checkers import at_random, erring, exact, judge, keep, tally
+from .checkers import erring, exact, judge, keep, tally
 from .improvers import fit
 from .passages import PassageConfig, people
-from .verify_report import REPORT, count
+from .verify_report import REPORT, Written, count, write_again
 
 ARMS = CHECKED, UNCHECKED, ERRING = "verified", "unchecked", "erring checker"
 
@@ -59,50 +58,41 @@ def invent(lab: Lab, n: int, seed: int) -> list[str]:
     return [capital + text for capital, (text,) in zip(capitals, texts)]
 
 
-def passages_among(lines: Sequence[str], names: set[str]) -> list[PersonPassage]:
-    """Those about people other than `names`, one each; what is no passage is dropped."""
-    found = {p.name: (p, line) for line in lines if (p := read_person(line))}
-    others = [(p, line) for p, line in found.values() if p.name not in names]
-    return [PersonPassage(p.name, "", line, (), person=p) for p, line in others]
-
-
 def lesson(lab: Lab, passage: PersonPassage, lines: list[str]) -> Document:
     """The passage, too, carries loss: where the notes alone do, the model forgets to invent."""
     learnt = lab.task.lesson(passage, "\n".join(lines) + "\n")
     return replace(learnt, weights=(1.0,) * len(learnt.ids))
 
 
-def teach(lab: Lab, config: VerifyConfig, arm: str, r: int) -> None:
-    """One round of an arm; all arms have the same luck."""
-    step, seed, outer = (
-        lab.run.under(f"{arm} {r}", arm=arm, at=r).step,
-        mix_seed(lab.seed, r),
-        lab.outer,
-    )
+def teach(lab: Lab, config: VerifyConfig, arm: str, r: int) -> Written:
+    """One round of an arm: what was invented, with the texts on it. All arms have the same luck."""
+    run, seed, outer = lab.run.under(f"{arm} {r}", loop=arm, at=r), mix_seed(lab.seed, r), lab.outer
     names, rng = {passage.id for passage in lab.held_out}, np.random.default_rng(seed)
-    lines = step("invented", lambda: invent(lab, config.inventions, seed))
-    passages = passages_among(lines, names)[: outer.contexts]
-    texts = step("notes", lambda: lab.write_many(passages, outer.samples, (r, "notes")))
-    kept = []
-    for passage, some in zip(passages, texts):
+    lines = run.step("invented", lambda: invent(lab, config.inventions, seed))
+    passages = read_passages(lines, names)[: outer.contexts]
+    texts = run.step("notes", lambda: lab.write_many(passages, outer.samples, (r, "notes")))
+    written, kept = list(zip(passages, texts)), []
+    for passage, some in written:
         samples = [[note.text for note in lab.task.notes(text)] for text in some]
         check = exact(passage.person)
         if arm == ERRING:
             check = erring(check, config.errors, rng)
         learnt = keep(samples, check, config.keep)
-        if arm == UNCHECKED:  # of the same length
-            learnt = at_random(samples, len(learnt), rng)
+        if arm == UNCHECKED:  # nobody says which text is good
+            learnt = samples[rng.integers(len(samples))]
         if learnt and not any(name in line for line in learnt for name in names):
             kept.append((passage, learnt))
-    step("counted", lambda: count(lines, names, texts, kept))
+    run.step("counted", lambda: count(lines, names, texts, kept))
     lessons = [lesson(lab, *one) for one in kept]
-    merge_state(lab.policy, step("M-step", lambda: fit(lab.policy, lessons, outer.m_step, seed)))
+    state = run.step("M-step", lambda: fit(lab.policy, lessons, outer.m_step, seed))
+    merge_state(lab.policy, state)
+    return written
 
 
 @experiment("verify", VerifyConfig, open=people, **REPORT)
 def verify(lab: Lab, config: VerifyConfig) -> None:
     """People that the model invents, notes that a grammar checks: does it teach itself?"""
-    held_out, task = lab.held_out, lab.task
+    held_out, task, last = lab.held_out, lab.task, lab.outer.rounds
 
     def measure(name: str, **declared: Any) -> None:
         trials = lab.arm(name, lambda: judge(task, held_out, lab.write(held_out)), **declared)
@@ -112,9 +102,13 @@ def verify(lab: Lab, config: VerifyConfig) -> None:
             many = lambda: tally(task, held_out, lab.write_many(held_out, config.tries, "many"))
             lab.step(f"{name}, many", many)
 
+    some: Written = []  # of the verified arm's first round
     measure("start", series=ARMS, at=0, rival=True)
     for arm in ARMS:
         lab.reset()
-        for r in range(1, lab.outer.rounds + 1):
-            teach(lab, config, arm, r)
-            measure(f"{arm} {r}", over="start", series=arm, at=r, rival=r == lab.outer.rounds)
+        for r in range(1, last + 1):
+            written = teach(lab, config, arm, r)
+            some = some or written[:3]
+            measure(f"{arm} {r}", over="start", series=arm, at=r, rival=r == last)
+        if arm == CHECKED:
+            lab.step("before and after", lambda: write_again(lab, some))

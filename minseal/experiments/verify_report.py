@@ -1,26 +1,32 @@
 """What `run verify` shows beyond its table: what was invented and kept, and more than one try."""
 
+import textwrap
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from math import comb
 from typing import Any
 
 import numpy as np
 
 from ..lab.evidence import interval, paired, told
+from ..lab.lab import Lab
+from ..lab.plots import plain_axes
 from ..lab.run import Run, Step
 from ..lab.table import aligned
 from ..tasks.grammar import implication_of, origin_of, read_person
 from ..tasks.people import PersonPassage
-from .knowledge import mix, mix_columns, plot_mix
+from .knowledge import mix, mix_columns
 
 Results = dict[str, Any]
+Written = list[tuple[PersonPassage, list[str]]]  # passages, each with texts or lines on it
+WIDTH = 58  # of one of two columns
 
 
 def count(
     lines: Sequence[str],
     names: set[str],
     texts: Sequence[Sequence[str]],
-    kept: Sequence[tuple[PersonPassage, list[str]]],
+    kept: Written,
 ) -> dict[str, int]:
     """What became of a round's inventions (lines) and of the notes (texts) on them."""
     people = [p for line in lines if (p := read_person(line))]
@@ -37,6 +43,12 @@ def count(
         "lines": len(learnt),
         "right": sum(implication_of(*one) != "" for one in learnt),
     }
+
+
+def write_again(lab: Lab, some: Written) -> list[list[str]]:
+    """[the passage, the first text on it, what the policy writes on it now], of each."""
+    now = lab.write([passage for passage, _ in some], "after")
+    return [[passage.text, then[0], text] for (passage, then), text in zip(some, now)]
 
 
 def pass_at(k: int, tally: Results) -> list[float]:
@@ -81,9 +93,14 @@ def conclude(run: Run, results: Results) -> Results:
 
     worth: {arm: the smallest number of the first policy's self-edits that state as much as one}.
     """
-    rounds = [s.labels | s.value for s in run.steps.values() if s.name.endswith(" counted")]
+    rounds = [
+        {"arm": s.labels["loop"], "at": s.labels["at"], **s.value}
+        for s in run.steps.values()
+        if s.name.endswith(" counted")
+    ]
     many = {n.removesuffix(", many"): s.value for n, s in run.steps.items() if n.endswith(", many")}
     out = {"invented": rounds, "pass_at_k": {}, "pass_gain": {}, "worth": {}, "tokens": {}}
+    out["tries"] = many["start"]["tries"] if "start" in many else 0
     start = many.get("start")
     for name, found in many.items() if start else ():
         ks = [2**i for i in range(found["tries"].bit_length())]
@@ -98,21 +115,21 @@ def conclude(run: Run, results: Results) -> Results:
 
 
 def notes(run: Run, results: Results) -> list[str]:
-    """What one self-edit of each taught policy is worth in tries of the first, and what it cost."""
-    out, n = [], results["arms"][0]["n"]
+    """What one self-edit of a taught policy is worth in those of the first, and what it cost."""
+    out, n, tries = [], results["arms"][0]["n"], results["tries"]
     for name, worth in results["worth"].items():
         if name == "start":
             continue
-        arm = name.rpartition(" ")[0]
+        (gain, ci95), arm = results["pass_gain"][name][1], name.rpartition(" ")[0]
+        verdict = told(gain, ci95, n)
+        out.append(f"{name} against start, the mean of {tries} self-edits of each: {verdict}.")
         spent = sum(r["begun"] + r["texts"] for r in results["invented"] if r["arm"] == arm)
-        more = f"{worth}" if worth else "more than all"
-        out.append(
-            f"{name}: one self-edit of it states as much as {more} of the first policy between "
-            f"them, picked by the checker; the loop sampled {spent} texts, {spent / n:.0f} for each of "
-            f"{n} held-out contexts."
-        )
-        gain, ci95 = results["pass_gain"][name][1]
-        out.append(f"{name} against the first policy, one self-edit each: {told(gain, ci95, n)}.")
+        equal = f"as much as {worth}" if worth else f"more than {tries}"
+        tale = f"{name}: one self-edit states {equal} of the start, of which the checker must pick"
+        cost = f"the loop sampled {spent} texts, {spent / n:.0f} for each held-out context"
+        if (worth or 0) > 1:
+            cost += f"; it samples less than the start does from {spent // (worth - 1) + 1} on"
+        out.append(f"{tale}; {cost}.")
     return out
 
 
@@ -125,6 +142,10 @@ def blocks(run: Run, results: Results) -> list[str]:
         for name, shares in results["pass_at_k"].items():
             cells = [f"{mean:.2f} ({_range(ci95)})" for mean, ci95 in shares.values()]
             rows.append([name, *cells, f"{results['tokens'][name]:.0f}"])
+            if name.startswith("verified"):
+                gains = results["pass_gain"][name].values()
+                over = [f"{gain:+.2f} ({_range(ci95, '+.2f')})" for gain, ci95 in gains]
+                rows.append(["  over start", *over, ""])
         out.append(aligned(rows))
     if results["invented"]:
         keys = [key for key in results["invented"][0] if key not in ("arm", "at")]
@@ -137,14 +158,44 @@ def blocks(run: Run, results: Results) -> list[str]:
 
 
 def examples(run: Run, n: int = 3) -> list[str]:
-    """Passages that the verified arm invented in round 1 and in its last, with a text on each."""
-    rounds = [s for s in run.steps.values() if s.labels.get("arm") == "verified"]
-    asked = [s for s in rounds if s.name.endswith(" notes")]
-    return []
+    """Passages that the verified arm invented in round 1, a text on each then, and by its end."""
+    step = run.steps.get("before and after")
+    if not step or not step.value:
+        return []
+    out = ["Invented in round 1, with notes of the first policy and of the last verified one:"]
+    for passage, before, after in step.value[:n]:
+        out += ["", *wrap(passage, 2 * WIDTH), ""]
+        pairs = zip_longest(*(wrap(text, WIDTH - 2) for text in (before, after)), fillvalue="")
+        out += [f"  {left:<{WIDTH}}{right}".rstrip() for left, right in pairs]
+    return ["\n".join(out)]
 
 
-def _range(ci95: tuple[float, float]) -> str:
-    return f"{ci95[0]:.2f} {ci95[1]:.2f}"
+def wrap(text: str, width: int) -> list[str]:
+    """Its lines, none longer than this."""
+    return [part for line in text.split("\n") for part in textwrap.wrap(line, width)]
+
+
+def plot_tries(run: Run, results: Results, save: Callable) -> None:
+    """tries.png: what k self-edits state between them, of each policy."""
+    if not results["pass_at_k"]:
+        return
+
+    def draw(figure: Any) -> None:
+        axes = plain_axes(figure)
+        for name, shares in results["pass_at_k"].items():
+            means, intervals = zip(*shares.values())
+            axes.plot(list(shares), means, marker="o", label=name)
+            axes.fill_between(list(shares), *zip(*intervals), alpha=0.15, linewidth=0)
+        axes.set_xscale("log", base=2)
+        axes.set(ylim=(0, 1.02), xlabel="self-edits of a context, the checker picks")
+        axes.set_ylabel("share of what follows, held out")
+        axes.legend(frameon=False)
+
+    save("tries.png", draw, (6, 3.6))
+
+
+def _range(ci95: tuple[float, float], form: str = ".2f") -> str:
+    return f"{ci95[0]:{form}} {ci95[1]:{form}}"
 
 
 REPORT = dict(
@@ -154,5 +205,5 @@ REPORT = dict(
     conclude=conclude,
     notes=notes,
     blocks=blocks,
-    pictures=(plot_mix,),
+    pictures=(plot_tries,),
 )

@@ -4,8 +4,9 @@ The texts may be anything that a model writes. Reading is exact, takes linear ti
 """
 
 import re
+from collections.abc import Iterable
 
-from .people import ATTRIBUTES, FIRST, LAST, Person, is_stranger, meaning_of
+from .people import ATTRIBUTES, FIRST, LAST, Person, PersonPassage, is_stranger, meaning_of
 
 # " grew up in Lyon" -> ("city", "Lyon"): what stands between a subject and its full stop.
 _PREDICATES = {
@@ -33,6 +34,13 @@ def read_person(text: str) -> Person | None:
     values = dict(said)
     whole = len(said) == len(ATTRIBUTES) and values.keys() == ATTRIBUTES.keys()
     return Person(found[0], pronoun, values) if whole else None
+
+
+def read_passages(lines: Iterable[str], names: set[str]) -> list[PersonPassage]:
+    """Those about somebody else than `names`, one of each person; what is no passage is dropped."""
+    found = {p.name: (p, line) for line in lines if (p := read_person(line))}
+    others = [(p, line) for p, line in found.values() if p.name not in names]
+    return [PersonPassage(p.name, "", line, (), person=p) for p, line in others]
 
 
 def implication_of(note: str, person: Person) -> str:
