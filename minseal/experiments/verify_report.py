@@ -127,8 +127,8 @@ def notes(run: Run, results: Results) -> list[str]:
         equal = f"as much as {worth}" if worth else f"more than {tries}"
         tale = f"{name}: one self-edit states {equal} of the start, of which the checker must pick"
         cost = f"the loop sampled {spent} texts, {spent / n:.0f} for each held-out context"
-        if (worth or 0) > 1:
-            cost += f"; it samples less than the start does from {spent // (worth - 1) + 1} on"
+        if (worth or 0) > 2:
+            cost += f"; for {spent // (worth - 1) + 1} contexts or more the start would need more"
         out.append(f"{tale}; {cost}.")
     return out
 
@@ -187,8 +187,9 @@ def plot_tries(run: Run, results: Results, save: Callable) -> None:
             axes.plot(list(shares), means, marker="o", label=name)
             axes.fill_between(list(shares), *zip(*intervals), alpha=0.15, linewidth=0)
         axes.set_xscale("log", base=2)
+        axes.set_xticks(list(shares), [str(k) for k in shares])
         axes.set(ylim=(0, 1.02), xlabel="self-edits of a context, the checker picks")
-        axes.set_ylabel("share of what follows, held out")
+        axes.set_ylabel(f"{results['score']}, held out")
         axes.legend(frameon=False)
 
     save("tries.png", draw, (6, 3.6))
@@ -199,7 +200,7 @@ def _range(ci95: tuple[float, float], form: str = ".2f") -> str:
 
 
 REPORT = dict(
-    score="share of what follows that one self-edit states",
+    score="share of implications stated",
     describe=describe,
     columns=columns,
     conclude=conclude,

@@ -28,9 +28,9 @@ VERIFY = EXPERIMENTS["verify"]
 SMALL = VerifyConfig(
     model=str(TINY),
     eval_contexts=2,
-    edit_tokens=32,
+    edit_tokens=24,
     inventions=6,
-    tries=3,
+    tries=2,
     inner=InnerConfig(epochs=1, rank=2),
     outer=OuterConfig(rounds=2, contexts=3, samples=2, m_step=MStepConfig(epochs=1, rank=2)),
 )
