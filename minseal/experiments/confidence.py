@@ -19,7 +19,7 @@ from ..tasks.people import ATTRIBUTES, draw_people
 from .confidence_report import blocks, calibrate, conclude, plot_curves
 from .distil import ask_oneself
 from .knowledge import mix, mix_columns
-from .passages import PassageConfig, people
+from .passages import PassageConfig, people, prompts_tried, try_prompts
 
 ALIKE = ("certainty", "self-certainty", "agreement", "own exam", "answer key", "random winners")
 
@@ -29,6 +29,7 @@ class ConfidenceConfig(PassageConfig):
     """The outer loop on rewards that know no answers, beside the exam that they stand for."""
 
     eval_contexts: int | None = 48  # held-out contexts
+    other_prompts: tuple[str, ...] | None = None  # measured untrained, too; "none" or the usual
     edit_tokens: int = 128  # longest self-edit
     fewer: int = 2  # rounds of all loops but certainty and own exam, which have outer.rounds
     every: int = 5  # after so many rounds, and the last, held-out contexts are measured
@@ -72,6 +73,7 @@ def wrong_prior(task: Knowledge, n: int, seed: int) -> SelfEdit:
     describe=mix,
     columns=mix_columns,
     conclude=conclude,
+    notes=prompts_tried,
     blocks=blocks,
     pictures=(plot_curves,),
 )
@@ -90,6 +92,7 @@ def confidence(lab: Lab, config: ConfidenceConfig) -> None:
     lab.arm("no adaptation", lambda: lab.plain(held_out))
     baseline = lambda: lab.study(held_out, lab.task.baseline)
     lab.arm("passage only", baseline, over="no adaptation")
+    try_prompts(lab, config)
     own = lambda: lab.study_own(held_out)
     lab.arm("own notes", own, over="passage only", series=ALIKE, at=0, rival=True)
     used = lab.train[: lab.outer.rounds * lab.outer.contexts]

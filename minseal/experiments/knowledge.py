@@ -12,7 +12,7 @@ from ..lab.lab import CONTROL, SEAL, Lab, experiment
 from ..lab.run import Run, Step
 from ..outer import OuterConfig, Trial
 from ..tasks.people import KINDS
-from .passages import PassageConfig, other_styles, people, task_of
+from .passages import PassageConfig, people, prompts_tried, try_prompts
 
 
 @dataclass(frozen=True)
@@ -93,20 +93,18 @@ def _wrapped(trial: Trial, width: int) -> list[str]:
     open=people,
     describe=mix,
     columns=mix_columns,
+    notes=prompts_tried,
     blocks=before_and_after,
     pictures=(plot_mix,),
 )
 def knowledge(lab: Lab, config: KnowledgeConfig) -> None:
     """Notes that a policy writes about a passage: do they teach more than the passage does?"""
-    task, held_out, styles = lab.task, lab.held_out, other_styles(config)
+    task, held_out = lab.task, lab.held_out
 
     lab.arm("no adaptation", lambda: lab.plain(held_out))
     passage_only = lambda: lab.study(held_out, task.baseline)
-    lab.arm("passage only", passage_only, over="no adaptation", rival=bool(styles))
-    for style in styles:  # RL is compared with the best prompt, not with the worst
-        other = lab.asking(task_of(config, task.tokenizer, style))
-        measure = lambda: other.study_own(held_out)
-        lab.arm(f"own notes, {style}", measure, over="passage only", rival=True)
+    lab.arm("passage only", passage_only, over="no adaptation", rival=True)
+    try_prompts(lab, config)
     own = lambda: lab.study_own(held_out)
     lab.arm("own notes", own, over="passage only", series=(SEAL, CONTROL), at=0, rival=True)
 

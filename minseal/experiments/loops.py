@@ -16,7 +16,7 @@ from ..lab.lab import Lab, experiment, summarise_round
 from ..outer import OuterConfig, Tried, outer_loop
 from .improvers import LOOPS, careful, improve_of
 from .loops_report import REPORT, what_is_written
-from .passages import PassageConfig, people
+from .passages import PassageConfig, people, try_prompts
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class LoopsConfig(PassageConfig):
     rates: tuple[str, ...] = ("3e-4", "1e-3", "3e-3")  # learning rates that each loop tries
     clip: float = 0.2  # GRPO's, of the ratio to the policy that wrote; 1e9: none
     sweep_rounds: int = 1  # rounds at each rate
-    sweep_contexts: int = 24  # training contexts, those of round 2 first, that choose the best rate
+    sweep_contexts: int = 16  # training contexts, those of round 2 first, that choose the best rate
     look_contexts: int = 8  # contexts of which four self-edits each are looked at: KL, diversity
     eval_contexts: int | None = 48  # held-out contexts; None: 96, or a third of --data
-    outer: OuterConfig = OuterConfig(rounds=2, contexts=48, samples=4)
+    other_prompts: tuple[str, ...] | None = None  # measured untrained, too; "none" or the usual
+    outer: OuterConfig = OuterConfig(rounds=2, contexts=40, samples=4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +97,7 @@ def loops(lab: Lab, config: LoopsConfig) -> None:
 
     lab.arm("no adaptation", lambda: lab.plain(held_out))
     lab.arm("passage only", lambda: lab.study(held_out, lab.task.baseline), over="no adaptation")
+    try_prompts(lab, config)
     own = lambda: lab.study_own(held_out)
     lab.arm("own notes", own, over="passage only", series=config.loops, at=0)
     look("own notes", held_out)

@@ -14,6 +14,7 @@ from ..lab.run import Run, Step
 from ..lab.table import aligned
 from ..model import GPT
 from ..selfedit import InvalidSelfEdit
+from .passages import prompts_tried
 
 Results = dict[str, Any]
 LOOK = {"kl": "KL", "unreadable": "unreadable", "distinct": "distinct"}  # of what_is_written()
@@ -120,7 +121,7 @@ def notes(run: Run, results: Results) -> list[str]:
         out += [f"{loop} falls below the untrained policy at {', '.join(fell)}."] if fell else []
     for name, why in results.get("failed", {}).items():
         out.append(f"{name} failed and changed nothing: {why}")
-    return out
+    return [*out, *prompts_tried(run, results)]
 
 
 def plot_sweep(run: Run, results: Results, save: Callable) -> None:

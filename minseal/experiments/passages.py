@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from ..tasks.knowledge import PROMPTS, Knowledge
 from ..tasks.passages import Passage, read_passages
 from ..tasks.people import People, toy_passages
 from ..tokenizer import Tokenizer
+
+PROMPT_CONTEXTS = 24  # training contexts on which the best prompt is chosen
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,40 @@ class PassageConfig(ModelConfig):
 
 def other_styles(config: PassageConfig) -> list[str]:
     """The prompts beside config.prompt whose untrained notes are measured."""
-    usual = ("implications", "rewrite", "self-qa") if config.data else ()
+    usual = ("implications", *(("rewrite", "self-qa") if config.data else ("questions",)))
     names = usual if config.other_prompts is None else config.other_prompts
     return [style for style in dict.fromkeys(names) if style != config.prompt]
+
+
+def try_prompts(lab: Lab, config: PassageConfig) -> None:
+    """An arm for the untrained notes of each other prompt, over the passage only.
+
+    The prompt that teaches most about some training contexts is a rival: a policy that was taught
+    is compared with the best prompt there is, and not with the one that it was taught on alone.
+    """
+    if not (styles := other_styles(config)):
+        return
+    some, scores = lab.train[:PROMPT_CONTEXTS], {}
+    asking = {s: lab.asking(task_of(config, lab.task.tokenizer, s)) for s in styles}
+    for style, other in {config.prompt: lab, **asking}.items():
+        step = lab.run.under(f"prompt {style},", prompt=style).step
+        trials = step("tried out", partial(other.study_own, some)) if some else []
+        scores[style] = sum(t.reward for t in trials)
+    best = max(scores, key=scores.__getitem__)
+    for style, other in asking.items():
+        arm = dict(over="passage only", rival=style == best)
+        lab.arm(f"own notes, {style}", partial(other.study_own, lab.held_out), **arm)
+
+
+def prompts_tried(run: Run, results: dict[str, Any]) -> list[str]:
+    """The sentence that says which prompt is best, and where that was seen."""
+    tried = [step for step in run.steps.values() if "prompt" in step.labels and step.trials]
+    if not tried:
+        return []
+    means = {s.labels["prompt"]: np.mean([t.reward for t in s.trials]) for s in tried}
+    told = ", ".join(f"{style} {mean:.2f}" for style, mean in means.items())
+    n, best = len(tried[0].trials), max(means, key=means.__getitem__)
+    return [f"prompts, untrained, on {n} training contexts: {told}; the best is {best}."]
 
 
 def task_of(config: PassageConfig, tokenizer: Tokenizer, style: str) -> Knowledge:

@@ -74,9 +74,11 @@ class Knowledge(Task):
     def notes(self, text: str) -> list[Note | Question]:
         """A text without directives -> its notes, at most MAX_NOTES."""
         text = re.sub(r"\r\n?", "\n", text)  # in a file of notes both end a line
+        begun = PROMPTS[self.style][1].rpartition("\n")[2]  # of the first line, in the prompt
+        text = begun + text
         lines = split_lines(text)
         if self.style == "self-qa":
-            parts = split_questions(PROMPTS[self.style][1] + text)  # the prompt held 'Question 1:'
+            parts = split_questions(text)
             # Each is brought to one line and read from it, as in a notes file: so a question never
             # holds an 'Answer:' that would be read as its own when the file is read back.
             found = [(find_question(part), " ".join(part.split())) for part in parts]
@@ -218,8 +220,8 @@ def line_of(note: Note | Question) -> str:
 
 
 # How the policy is asked for a self-edit: what is said, a user's turn in a chat, and the first
-# words of the self-edit itself. 'notes' is what the tiny model learnt in pretraining; the others
-# follow the paper's prompts for open models (section 4 and its appendix) in our words.
+# words of the self-edit itself. 'notes' and 'questions' are what the tiny model learnt in
+# pretraining; the others follow the paper's prompts for open models (section 4 and its appendix).
 PASSAGE = "\n\nPassage:\n{title}\n{text}\n\n"
 IMPLICATIONS = (
     "Read this passage and write down a {length}list of implications that follow from it, "
@@ -229,6 +231,7 @@ REWRITE = "Rewrite this passage in other words. Keep all names, dates and number
 SELF_QA = "Write questions about this passage, each with a short answer copied from it." + PASSAGE
 PROMPTS = {
     "notes": ("{text}\n", "Notes:\n"),
+    "questions": ("{text}\n", "Question:"),
     "implications": (IMPLICATIONS.replace("{length}", ""), "Implications:\n"),
     "implications-long": (IMPLICATIONS.replace("{length}", "long "), "Implications:\n"),
     "implications-very-long": (IMPLICATIONS.replace("{length}", "very long "), "Implications:\n"),

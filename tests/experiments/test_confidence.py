@@ -28,6 +28,7 @@ from minseal.outer import MStepConfig, Trial
 
 CONFIDENCE = EXPERIMENTS["confidence"]
 SMALL = ConfidenceConfig(
+    other_prompts=("questions",),
     eval_contexts=2,
     edit_tokens=16,
     fewer=1,
@@ -113,7 +114,7 @@ def test_arms_and_curves(finished):
     loops = {**long, **dict.fromkeys(few, 1)}
     rounds = {f"{name} {n}" for name, n in loops.items()}  # held out: the last alone
     first = {"no adaptation", "passage only", "own notes", "wrong prior, own notes"}
-    assert set(arms) == first | rounds
+    assert set(arms) == first | rounds | {"own notes, questions"}
     for name in rounds:
         wrong = name.startswith("wrong prior")
         assert arms[name]["over"] == ("wrong prior, own notes" if wrong else "own notes")

@@ -26,6 +26,7 @@ SMALL = KnowledgeConfig(
     edit_tokens=48,
     eval_contexts=4,
     reliability_contexts=2,
+    other_prompts=(),
     inner=InnerConfig(epochs=3),
     outer=OuterConfig(rounds=1, contexts=4, samples=3),
 )
@@ -283,12 +284,23 @@ def test_a_file_of_passages_goes_through(tmp_path, untrained, grade):
 
 def test_the_pretrained_model_takes_a_file_of_passages_and_is_asked_in_other_ways(tmp_path):
     data = made_passages(tmp_path / "data.json", 4)
-    results = go(replace(QUICK, data=data), tmp_path / "run")
+    results = go(replace(QUICK, data=data, other_prompts=None), tmp_path / "run")
     others = [f"own notes, {style}" for style in ("implications", "rewrite", "self-qa")]
     assert [a["arm"] for a in results["arms"]] == [*BELOW[:2], *others, *ARMS[2:]]
 
 
-def test_other_prompts_are_measured_and_rl_is_compared_with_each(tmp_path, untrained):
+def test_in_the_toy_world_a_better_prompt_writes_what_pretraining_put_after_a_passage(tmp_path):
+    """As it showed questions, answers and implications: the rival is that prompt, not `notes`."""
+    config = replace(QUICK, other_prompts=None, eval_contexts=4, edit_tokens=128)
+    results = go(config, tmp_path / "run")
+    means = {a["arm"]: a["mean"] for a in results["arms"]}
+    mix = {a["arm"]: a["mix"] for a in results["arms"]}["own notes, questions"]
+    assert mix["asks"] + mix["implies"] > 0.8 and mix["other"] < 0.1
+    assert "own notes, questions" in [c["over"] for c in results["comparisons"]]
+    assert {"own notes, implications", "own notes"} < set(means)
+
+
+def test_rl_is_compared_with_the_prompt_that_is_best_on_training_contexts(tmp_path, untrained):
     config = replace(
         QUICK,
         model=untrained,
@@ -301,9 +313,19 @@ def test_other_prompts_are_measured_and_rl_is_compared_with_each(tmp_path, untra
     assert [a["arm"] for a in results["arms"]] == [*BELOW[:2], *others, *ARMS[2:]]
     own = [a for a in results["arms"] if a["arm"].startswith("own notes")]
     assert all(a["over"] == "passage only" for a in own)
-    # Also with the prompt that happens to do best: no test picks one out afterwards.
+    means = {}
+    for style in ("notes", "rewrite", "self-qa"):
+        tried = trials_of(tmp_path / "run", f"prompt {style}, tried out")
+        # Those of round 1, never held-out ones.
+        assert [t["context"] for t in tried] == [p.id for p in split(config)[0]]
+        means[style] = np.mean([t["reward"] for t in tried])
+    best = max(means, key=means.get)  # it may be the prompt that the policy is taught on
     rivals = [c["over"] for c in results["comparisons"]]
-    assert rivals == ["passage only", *others, "own notes", "control 1"]
+    rival = [f"own notes, {best}"] * (best != "notes")
+    assert rivals == ["passage only", *rival, "own notes", "control 1"]
+    report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    told = ", ".join(f"{style} {mean:.2f}" for style, mean in means.items())
+    assert f"prompts, untrained, on 2 training contexts: {told}; the best is {best}." in report
     assert all(c["arm"] == "round 1" for c in results["comparisons"])
     tried = trials_of(tmp_path / "run", "round 1 contexts 1-2")
     assert all(0 < t["reward"] < 1 for t in tried if "invalid" not in t)

@@ -38,6 +38,7 @@ from minseal.rewards import exam
 from minseal.selfedit import InvalidSelfEdit, SelfEdit, Task
 
 LOOP = EXPERIMENTS["loops"]
+PROMPTED = "own notes, questions"
 INNER = InnerConfig(lr=1e-3, epochs=2, batch=3, rank=4, alpha=8.0)
 EOT = 47
 
@@ -289,6 +290,7 @@ def test_what_is_written_is_counted(pretrained, monkeypatch):
 # ---- the experiment ----
 
 SMALL = LoopsConfig(
+    other_prompts=("questions",),
     loops=("ReST-EM", "random"),
     rates=("1e-3", "1e-1"),
     sweep_contexts=3,
@@ -328,7 +330,7 @@ def test_every_loop_has_its_curve_and_its_rates(finished):
     folder, results = finished
     assert results["left out"] == []
     arms = {a["arm"]: a for a in results["arms"]}
-    assert list(arms) == ["no adaptation", "passage only", "own notes"] + [
+    assert list(arms) == ["no adaptation", "passage only", PROMPTED, "own notes"] + [
         f"{loop} {r}" for loop in SMALL.loops for r in (1, 2)
     ]
     assert arms["own notes"]["series"] == list(SMALL.loops) and arms["own notes"]["kl"] == 0
@@ -338,7 +340,8 @@ def test_every_loop_has_its_curve_and_its_rates(finished):
     for loop in SMALL.loops:
         mine = [a for a in results["sweep"] if a["loop"] == loop]
         assert [a["reward"] for a in mine if a["best"]] == [max(a["reward"] for a in mine)]
-    assert {c["over"] for c in results["comparisons"]} == {f"{loop} 2" for loop in SMALL.loops[1:]}
+    rivals = {c["over"] for c in results["comparisons"]} - {PROMPTED}
+    assert rivals == {f"{loop} 2" for loop in SMALL.loops[1:]}
     report = text_report(Run(folder), LOOP, results)
     assert "unreadable" in report and "Each loop at each learning rate" in report
 
@@ -417,7 +420,7 @@ def test_divergence_is_reported(config, tmp_path):
 def test_harm_is_reported(finished):
     folder, results = finished
     results["sweep"][0]["gain"] = (-0.2, (-0.3, -0.1))
-    assert "ReST-EM falls below the untrained policy at 1e-3." in LOOP.notes(None, results)
+    assert "ReST-EM falls below the untrained policy at 1e-3." in LOOP.notes(Run(folder), results)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_grades_of_an_exam_take_the_best_accepted_answer(grading, grades):
 def test_prompts_hold_the_passage_and_exams_do_not(style, passage):
     task = Knowledge(TOKENIZER, style)
     prompt = decode(task.prompt(passage))
-    assert passage.text in prompt and (passage.title in prompt or style == "notes")
+    assert passage.text in prompt and (passage.title in prompt or style in ("notes", "questions"))
     closed, opened = (
         [decode(ids) for ids in task.exam(passage)],
         [decode(ids) for ids in task.exam(passage, in_context=True)],
@@ -152,6 +152,21 @@ def test_self_qa_is_cut_before_each_question_and_gets_the_form_of_the_exam():
     asked = Passage("x", "", "Iron rusts.", (("What?", ("This.",)),))
     assert decode(task.exam(asked)[0]) == "Question: What?\nAnswer:"
     assert decode(task.prompt(NO_TITLE)).endswith("Question 1:")
+
+
+@pytest.mark.parametrize("style", PROMPTS)
+def test_a_line_that_began_in_the_prompt_is_whole_in_the_notes(style):
+    """A note is what the model wrote and what the prompt ended with before it."""
+    task, opening = Knowledge(TOKENIZER, style), PROMPTS[style][1]
+    begun = opening[opening.rfind("\n") + 1 :]
+    first, *rest = task.notes(" Which river? Answer: The Seine\nIron rusts.")
+    if style == "self-qa":  # lines belong to the question that they follow
+        assert (first, rest) == (Question("Which river?", "The Seine"), [])
+    elif style == "questions":
+        assert (first, rest) == (Question("Which river?", "The Seine"), [Note("Iron rusts.")])
+    else:
+        assert not begun and rest == [Note("Iron rusts.")]
+        assert first == Note("Which river? Answer: The Seine")
 
 
 @pytest.mark.parametrize("style", PROMPTS)
@@ -412,7 +427,7 @@ def test_an_answer_ends_with_its_line(text, note):
 
 
 def test_unknown_styles_and_grades_are_refused():
-    with pytest.raises(UserError, match="'Notes': expected one of notes, implications"):
+    with pytest.raises(UserError, match="'Notes': expected one of notes, questions, implications"):
         Knowledge(TOKENIZER, "Notes")
     with pytest.raises(UserError, match="'F1': expected one of exact, contains, f1"):
         Knowledge(TOKENIZER, grading="F1")
