@@ -36,12 +36,13 @@ class VerifyConfig(PassageConfig):
     inventions: int = 64  # passages that the model begins in a round; some cannot be read
     keep: Literal["once", "all", "best"] = "once"  # which right lines: see experiments/checkers.py
     errors: float = 0.1  # share of its verdicts that the erring checker turns round
+    unchecked_rounds: int = 10  # of the unchecked arm, if these are more: it falls slowly
     tries: int = 32  # self-edits of each held-out passage: what do 1, 2, 4, ... of them state?
     outer: OuterConfig = OuterConfig(rounds=4, contexts=32, samples=4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(inventions=1, errors=0, tries=1)
+        self.at_least(inventions=1, errors=0, tries=1, unchecked_rounds=0)
         self.outer.at_least(rounds=1)
         if self.data:
             raise UserError("--data: run verify needs the toy world, whose grammar can check notes")
@@ -94,21 +95,23 @@ def verify(lab: Lab, config: VerifyConfig) -> None:
     """People that the model invents, notes that a grammar checks: does it teach itself?"""
     held_out, task, last = lab.held_out, lab.task, lab.outer.rounds
 
-    def measure(name: str, **declared: Any) -> None:
+    def measure(name: str, ends: bool, **declared: Any) -> None:
         trials = lab.arm(name, lambda: judge(task, held_out, lab.write(held_out)), **declared)
-        if name.startswith(CHECKED) or declared["rival"]:
+        if ends or name.startswith(CHECKED):
             lab.step(f"{name}, exam", lambda: lab.study(held_out, [t.text for t in trials]))
-        if declared["rival"]:
+        if ends:
             many = lambda: tally(task, held_out, lab.write_many(held_out, config.tries, "many"))
             lab.step(f"{name}, many", many)
 
     some: Written = []  # of the verified arm's first round
-    measure("start", series=ARMS, at=0, rival=True)
+    measure("start", True, series=ARMS, at=0, rival=True)
     for arm in ARMS:
         lab.reset()
-        for r in range(1, last + 1):
+        rounds = max(last, config.unchecked_rounds) if arm == UNCHECKED else last
+        for r in range(1, rounds + 1):
             written = teach(lab, config, arm, r)
             some = some or written[:3]
-            measure(f"{arm} {r}", over="start", series=arm, at=r, rival=r == last)
+            arms = dict(over="start", series=arm, at=r, rival=r == last)
+            measure(f"{arm} {r}", r in (last, rounds), **arms)
         if arm == CHECKED:
             lab.step("before and after", lambda: write_again(lab, some))

@@ -120,10 +120,11 @@ def notes(run: Run, results: Results) -> list[str]:
     for name, worth in results["worth"].items():
         if name == "start":
             continue
-        (gain, ci95), arm = results["pass_gain"][name][1], name.rpartition(" ")[0]
+        (gain, ci95), (arm, _, r) = results["pass_gain"][name][1], name.rpartition(" ")
         verdict = told(gain, ci95, n)
         out.append(f"{name} against start, the mean of {tries} self-edits of each: {verdict}.")
-        spent = sum(r["begun"] + r["texts"] for r in results["invented"] if r["arm"] == arm)
+        mine = [i for i in results["invented"] if i["arm"] == arm and i["at"] <= int(r)]
+        spent = sum(i["begun"] + i["texts"] for i in mine)
         equal = f"as much as {worth}" if worth else f"more than {tries}"
         tale = f"{name}: one self-edit states {equal} of the start, of which the checker must pick"
         cost = f"the loop sampled {spent} texts, {spent / n:.0f} for each held-out context"

@@ -30,6 +30,7 @@ SMALL = VerifyConfig(
     eval_contexts=2,
     edit_tokens=24,
     inventions=6,
+    unchecked_rounds=3,
     tries=2,
     inner=InnerConfig(epochs=1, rank=2),
     outer=OuterConfig(rounds=2, contexts=3, samples=2, m_step=MStepConfig(epochs=1, rank=2)),
@@ -125,14 +126,18 @@ def test_arms_and_what_they_are_over(finished):
     run, results = finished
     assert results["left out"] == []
     arms = {a["arm"]: a for a in results["arms"]}
-    assert list(arms) == ["start"] + [f"{arm} {r}" for arm in ARMS for r in (1, 2)]
+    assert list(arms) == [
+        *("start", "verified 1", "verified 2", "unchecked 1", "unchecked 2", "unchecked 3"),
+        *("erring checker 1", "erring checker 2"),
+    ]
     assert all(a["over"] == "start" for name, a in arms.items() if name != "start")
     examined = [name for name, a in arms.items() if a["exam"] is not None]
-    assert examined == ["start", "verified 1", "verified 2", "unchecked 2", "erring checker 2"]
+    ends = ["start", "verified 1", "verified 2", "unchecked 2", "unchecked 3"]
+    assert examined == [*ends, "erring checker 2"]
     assert [c["over"] for c in results["comparisons"]] == ["start", *(f"{a} 2" for a in ARMS[1:])]
-    ends = ["start", *(f"{arm} 2" for arm in ARMS)]
+    ends = ["start", "verified 2", "unchecked 2", "unchecked 3", "erring checker 2"]
     assert list(results["pass_at_k"]) == ends and list(results["pass_at_k"]["start"]) == [1, 2]
-    assert len(results["invented"]) == 6
+    assert len(results["invented"]) == 7
     report = text_report(run, VERIFY, results)
     assert "Invented in round 1" in report and "over start" in report
     write_report(run, VERIFY)
@@ -195,7 +200,9 @@ def test_nobody_held_out_is_learnt_and_each_arm_learns_what_it_says(monkeypatch,
     monkeypatch.setattr(room, "invent", invents)
     monkeypatch.setattr(room, "fit", fit)
     monkeypatch.setattr(Lab, "write_many", writes)
-    config = replace(SMALL, tries=1, outer=replace(SMALL.outer, rounds=1, contexts=9))
+    config = replace(
+        SMALL, tries=1, unchecked_rounds=0, outer=replace(SMALL.outer, rounds=1, contexts=9)
+    )
     run, _ = go(config, tmp_path / "run")
     names = [p.id for p in labs[0].held_out]
     assert set(learnt) == set(ARMS) and learnt["verified"]
@@ -215,7 +222,9 @@ def test_nobody_held_out_is_learnt_and_each_arm_learns_what_it_says(monkeypatch,
 
 
 def test_a_model_that_invents_nothing_learns_nothing(untrained, tmp_path):
-    config = replace(SMALL, model=untrained, outer=replace(SMALL.outer, rounds=1))
+    config = replace(
+        SMALL, model=untrained, unchecked_rounds=0, outer=replace(SMALL.outer, rounds=1)
+    )
     run, results = go(config, tmp_path / "run")
     assert results["left out"] == [] and text_report(run, VERIFY, results)
     assert all(r["read"] == r["lessons"] == 0 for r in results["invented"])
@@ -226,7 +235,9 @@ def test_a_model_that_invents_nothing_learns_nothing(untrained, tmp_path):
 @pytest.mark.slow
 def test_one_round_with_a_checker_teaches_and_without_does_not(tmp_path):
     outer = OuterConfig(rounds=1, contexts=24, samples=4)
-    config = VerifyConfig(model=str(TINY), eval_contexts=16, tries=4, outer=outer)
+    config = VerifyConfig(
+        model=str(TINY), eval_contexts=16, tries=4, unchecked_rounds=0, outer=outer
+    )
     _, results = go(config, tmp_path / "run")
     gains = {name: gain[1] for name, gain in results["pass_gain"].items()}
     assert gains["verified 1"][1][0] > 0.1 and gains["erring checker 1"][1][0] > 0.05
