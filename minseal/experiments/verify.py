@@ -23,7 +23,7 @@ from ..tasks.people import FIRST, PersonPassage
 from .checkers import erring, exact, judge, keep, tally
 from .improvers import fit
 from .passages import PassageConfig, people
-from .verify_report import REPORT, Written, count, write_again
+from .verify_report import MOST_TRIES, REPORT, Written, count, write_again
 
 ARMS = CHECKED, UNCHECKED, ERRING = "verified", "unchecked", "erring checker"
 
@@ -44,6 +44,8 @@ class VerifyConfig(PassageConfig):
         super().__post_init__()
         self.at_least(inventions=1, errors=0, tries=1, unchecked_rounds=0)
         self.outer.at_least(rounds=1)
+        if self.tries > MOST_TRIES:
+            raise UserError(f"tries is {self.tries}; expected at most {MOST_TRIES}")
         if self.data:
             raise UserError("--data: run verify needs the toy world, whose grammar can check notes")
         if not self.errors <= 1:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import UserError
 from ..lab.evidence import interval, paired, told
 from ..lab.lab import Lab
 from ..lab.plots import plain_axes
@@ -19,6 +20,7 @@ from .knowledge import mix, mix_columns
 
 Results = dict[str, Any]
 Written = list[tuple[PersonPassage, list[str]]]  # passages, each with texts or lines on it
+MOST_TRIES = 1000  # more would take long to count
 WIDTH = 58  # of one of two columns
 
 
@@ -102,6 +104,8 @@ def conclude(run: Run, results: Results) -> Results:
     out = {"invented": rounds, "pass_at_k": {}, "pass_gain": {}, "worth": {}, "tokens": {}}
     out["tries"] = many["start"]["tries"] if "start" in many else 0
     start = many.get("start")
+    if any(found["tries"] > MOST_TRIES for found in many.values()):
+        raise UserError(f"expected at most {MOST_TRIES} tries")
     for name, found in many.items() if start else ():
         ks = [2**i for i in range(found["tries"].bit_length())]
         each = {k: (pass_at(k, found), pass_at(k, start)) for k in ks}

@@ -251,6 +251,7 @@ def test_one_round_with_a_checker_teaches_and_without_does_not(tmp_path):
         ({"errors": 1.5}, "errors is 1.5"),
         ({"errors": -0.1}, "errors is -0.1"),
         ({"tries": 0}, "tries is 0"),
+        ({"tries": 1001}, "at most 1000"),
         ({"outer": OuterConfig(rounds=0)}, "rounds is 0"),
     ],
 )
