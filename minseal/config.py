@@ -58,7 +58,7 @@ class ModelConfig(Settings):
 
     model: str = ""  # a folder (minseal's own or Hugging Face's), a GGUF file, or a hub id
     device: str = "auto"  # auto, cpu or cuda; auto takes a GPU if there is one
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as stored
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as stored, if fast
 
 
 def mix_seed(*parts: int | str) -> int:

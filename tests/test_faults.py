@@ -38,7 +38,8 @@ QUICK = f"{SIZES} --reliability-contexts 0 --select random --outer.m-step.epochs
 PUZZLES = "--train-puzzles 1 --solvable false"
 TTT = f"--eval-contexts 1 --inner.epochs 1 --inner.rank 2 {PUZZLES}"
 WRITERS = {  # what makes or changes a folder
-    "run knowledge": f"run knowledge --model {KNOWLEDGE} --out out {QUICK} --control false",
+    "run knowledge": f"run knowledge --model {KNOWLEDGE} --out out {QUICK} --control false"
+    " --other-prompts none",
     "run fewshot": f"run fewshot --model {FEWSHOT} --out out {QUICK} {PUZZLES} --constants 1 "
     "--views 0",
     "run ttt": f"run ttt --model {FEWSHOT} --out out {TTT}",

@@ -32,7 +32,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that may know less than all that is below them; each its own files, too.
 MAY_KNOW = {
     "tasks": {"files", "selfedit", "tokenizer", "terminal"},
-    "open_models": {"checkpoint", "tokenizer", "files", "model", "lora", "config"},
+    "open_models": {"checkpoint", "tokenizer", "files", "model", "lora", "config", "terminal"},
 }
 HEART = ("model", "lora", "sample", "selfedit", "inner", "outer")
 AT_RUN_TIME = {"torch", "numpy", "tiktoken", "tqdm", "regex"}  # tiktoken brings regex
@@ -328,7 +328,8 @@ def test_five_packages_are_enough_to_load_adapt_and_examine():
 
 def test_without_a_terminal_a_run_prints_a_line_a_step_as_it_goes(untrained, tmp_path):
     sizes = (
-        "--rounds 1 --contexts 2 --samples 2 --eval-contexts 2 --inner.epochs 1 --edit-tokens 48"
+        "--rounds 1 --contexts 2 --samples 2 --eval-contexts 2 --inner.epochs 1 --edit-tokens 48 "
+        "--other-prompts none"
     )
     words = f"run knowledge --model {untrained} --out {tmp_path / 'run'} {sizes}".split()
     command = [sys.executable, "-m", "minseal", *words]

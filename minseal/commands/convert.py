@@ -19,7 +19,7 @@ from ..terminal import say
 class ConvertConfig(Settings):
     """Open weights into minseal's own folder: GPT-2, Llama 3, SmolLM2, Qwen2.5 and Qwen3."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as stored
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"  # what it is written in
 
 
 @dataclass(frozen=True)

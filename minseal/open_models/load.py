@@ -2,7 +2,9 @@
 
 import math
 import re
+import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tqdm import tqdm
 from .. import checkpoint
 from ..files import UserError, first_line, need, read_json
 from ..model import GPT, GPTConfig, rope_table
+from ..terminal import complain
 from ..tokenizer import Tokenizer
 from .families import FAMILIES, LLAMA3_ROPE, UNUSED, Family, Place, Source, Stored, place_of
 from .gguf import open_gguf
@@ -21,20 +24,21 @@ from .tokenizers import read_tokenizer
 EXPECTED = "expected a folder with config.json, a GGUF file, or a hub id such as owner/name"
 PACKAGE = Path(__file__).parent.parent
 TOYS = "tiny_data"  # the folder of the models that come with minseal
+SLOW = 2.0  # times float32's: a dtype that takes longer is worth its memory no more
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> tuple[GPT, Tokenizer]:
     """(model, tokenizer) of minseal's own folder, a Hugging Face one, a GGUF file, or a hub id.
 
-    device: auto (a GPU if there is one), cpu, cuda. dtype: float32, bfloat16, float16, or auto:
-    as the largest tensor is stored (GGUF: float32).
+    device: auto (a GPU if there is one), cpu, cuda. dtype: float32, bfloat16, float16; stored: as
+    the largest tensor is (GGUF: float32); auto: so, but float32 on a CPU that is slow in it.
     No weight is taken before every shape is found right; then each parameter is filled once,
     straight from disk: the peak is the weights and the largest tensor. Raises UserError with the
     reason if the source is damaged, or a model that GPT cannot be.
     """
-    if dtype not in ("auto", *DTYPES):
-        raise UserError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}")
+    if dtype not in ("auto", "stored", *DTYPES):
+        raise UserError(f"dtype is {dtype!r}; expected auto, stored, {', '.join(DTYPES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     path = find(source)
@@ -44,8 +48,11 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> tuple
         raise UserError(f"{path}: {tokens} tokens in the tokenizer, {rows} rows in the embedding")
     parts = match(disk, path)
     largest = max(disk.tensors.values(), key=lambda stored: math.prod(stored.shape))
+    held = DTYPES.get(dtype, largest.dtype)
+    if dtype != "stored" and device == "cpu":
+        held = fitting(held, dtype == "auto")
     try:
-        model = make_empty(disk.config, DTYPES.get(dtype, largest.dtype), device)
+        model = make_empty(disk.config, held, device)
     except (RuntimeError, AssertionError) as e:  # no room, or no such device
         raise UserError(f"{path} cannot be loaded on {device}: {first_line(e)}") from None
     parameters = dict(model.named_parameters())
@@ -57,6 +64,37 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> tuple
                 what = f"in {parameters[ours].dtype} the numbers of {place.name} are not finite"
                 raise UserError(f"{path} is damaged: {what}")
     return model.eval(), disk.tokenizer
+
+
+def fitting(dtype: torch.dtype, may_choose: bool) -> torch.dtype:
+    """This dtype, or float32 on a CPU that is slow in it; says so in a line.
+
+    may_choose: False: it stays what it is, with a warning.
+    """
+    if (factor := slowness(dtype)) < SLOW:
+        return dtype
+    name = str(dtype).removeprefix("torch.")
+    told = f"{name} takes {factor:.0f} times as long as float32 on this CPU"
+    if may_choose:
+        complain(f"{told}: float32 it is, in twice the memory (--dtype {name}: as stored)")
+        return torch.float32
+    complain(f"{told}: --dtype float32 is faster")
+    return dtype
+
+
+@cache
+def slowness(dtype: torch.dtype) -> float:
+    """How many times as long as in float32 a matrix product takes on this CPU: some ms, once."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        x, times = torch.ones(128, 128, dtype=dtype), []
+        for _ in range(4):  # the first one may set things up
+            start = time.perf_counter()
+            x @ x
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return 1.0 if dtype == torch.float32 else seconds(dtype) / seconds(torch.float32)
 
 
 def find(source: str | Path) -> Path:

@@ -24,7 +24,7 @@ from minseal.lab.run import Run
 MINSEAL, ONE_THREAD = [sys.executable, "-m", "minseal"], {**os.environ, "OMP_NUM_THREADS": "1"}
 SIZES = (
     "--rounds 1 --contexts 2 --samples 2 --inner.epochs 1 --eval-contexts 2 "
-    "--reliability-contexts 1 --edit-tokens 48"
+    "--reliability-contexts 1 --edit-tokens 48 --other-prompts none"
 ).split()
 COMMANDS = [c.words for c in cli.commands()]
 
@@ -493,7 +493,7 @@ def test_help_of_the_commands(capsys, words):
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
     """`minseal run ... | head -1`: the pipe is closed while the run still has lines to say."""
-    small = "--rounds 0 --eval-contexts 2 --reliability-contexts 0 --control false".split()
+    small = "--rounds 0 --eval-contexts 2 --reliability-contexts 0 --other-prompts none".split()
     command = [sys.executable, "-m", "minseal", "run", "knowledge", *small]
     process = subprocess.Popen(
         [*command, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE

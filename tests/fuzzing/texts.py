@@ -265,7 +265,7 @@ def cli_options() -> Target:
         "run\nttt\n--augmentations\nbasic,color\n--epochs\n3\n--seed=5",
         "learn\na.md\nb.md\n--model\nm\n--section\n100\n--temperature\n0.7",
         "ask\nwhat?\n--model\nm\n--max-tokens\n5\n--dtype\nfloat32",
-        "convert\na\nb\n--dtype\nauto",
+        "convert\na\nb\n--dtype\nstored",
         "pretrain\nknowledge\n--steps\n10",
     ]
     words = (*re.findall(r"--[\w.-]+", "\n".join(examples)), "none", "nan", "inf", "--", "-h", "@x")

@@ -30,6 +30,7 @@ from their_models import (
     write_theirs,
 )
 
+import minseal.open_models.load as module
 from minseal import GPT, GPTConfig, UserError, checkpoint, load
 from minseal.model import rope_frequencies
 from minseal.open_models.export import to_hugging_face
@@ -47,13 +48,56 @@ def test_logits_and_greedy_text_of_transformers(tmp_path, kind, shards, dtype):
     mine, tokenizer = load(tmp_path, "cpu", dtype="float32")
     assert difference(mine, theirs) < 1e-5  # measured: at most 7e-6
     assert all(p.dtype == torch.float32 for p in mine.parameters()) and not mine.training
-    assert load(tmp_path, "cpu")[0].wte.weight.dtype == getattr(torch, dtype)  # as stored
+    assert load(tmp_path, "cpu", "stored")[0].wte.weight.dtype == getattr(torch, dtype)
     if dtype == "float32" and not shards:
         ids = tokenizer.encode(TEXTS[0])
         assert ids == bpe(kind)(TEXTS[0])["input_ids"]
         text = greedy(mine, [ids])[0]
         assert they_write(theirs, text)
         assert tokenizer.decode(text) == bpe(kind).decode(text, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "dtype, factor, held, told",
+    [
+        (
+            "auto",
+            110.0,
+            "float32",
+            "bfloat16 takes 110 times as long as float32 on this CPU",
+        ),
+        ("auto", 2.0, "float32", "bfloat16 takes 2 times"),
+        ("auto", 1.9, "bfloat16", ""),
+        ("auto", 0.3, "bfloat16", ""),  # AMX, AVX512-BF16
+        ("bfloat16", 110.0, "bfloat16", "--dtype float32 is faster"),
+        ("bfloat16", 0.3, "bfloat16", ""),
+        ("stored", 110.0, "bfloat16", ""),
+        ("float32", 110.0, "float32", ""),
+    ],
+)
+def test_auto_takes_what_the_cpu_is_fast_in(
+    tmp_path, monkeypatch, capsys, dtype, factor, held, told
+):
+    write_theirs(tmp_path, "llama", torch.bfloat16)
+    monkeypatch.setattr(module, "slowness", lambda d: 1.0 if d == torch.float32 else factor)
+    capsys.readouterr()
+    assert load(tmp_path, "cpu", dtype)[0].wte.weight.dtype == getattr(torch, held)
+    err = capsys.readouterr().err
+    assert told in err and len(err.splitlines()) == bool(told)
+
+
+def test_what_is_measured_is_the_time_of_a_product(monkeypatch):
+    """A clock under which each product in bfloat16 takes 7 times float32's."""
+    clock, product = [0.0], torch.Tensor.__matmul__
+
+    def multiply(a, b):
+        clock[0] += 7.0 if a.dtype == torch.bfloat16 else 1.0
+        return product(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", multiply)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    assert module.slowness.__wrapped__(torch.bfloat16) == pytest.approx(7)
+    assert module.slowness.__wrapped__(torch.float32) == 1
 
 
 def test_gpt2_as_it_lies_on_the_hub(tmp_path):
