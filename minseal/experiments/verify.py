@@ -22,7 +22,7 @@ from ..tasks.grammar import read_passages
 from ..tasks.people import FIRST, PersonPassage
 from .checkers import erring, exact, judge, keep, tally
 from .improvers import fit
-from .passages import PassageConfig, people
+from .passages import PassageConfig, people, try_prompts
 from .verify_report import MOST_TRIES, REPORT, Written, count, write_again
 
 ARMS = CHECKED, UNCHECKED, ERRING = "verified", "unchecked", "erring checker"
@@ -33,6 +33,7 @@ class VerifyConfig(PassageConfig):
     """Invent, write notes, check, learn; beside it without a checker, and with one that errs."""
 
     eval_contexts: int | None = 48  # held-out contexts
+    other_prompts: tuple[str, ...] | None = None  # measured untrained, too; "none" or the usual
     inventions: int = 64  # passages that the model begins in a round; some cannot be read
     keep: Literal["once", "all", "best"] = "once"  # which right lines: see experiments/checkers.py
     errors: float = 0.1  # share of its verdicts that the erring checker turns round
@@ -44,12 +45,11 @@ class VerifyConfig(PassageConfig):
         super().__post_init__()
         self.at_least(inventions=1, errors=0, tries=1, unchecked_rounds=0)
         self.outer.at_least(rounds=1)
-        if self.tries > MOST_TRIES:
-            raise UserError(f"tries is {self.tries}; expected at most {MOST_TRIES}")
+        for name, most in ("tries", MOST_TRIES), ("errors", 1):
+            if not (value := getattr(self, name)) <= most:
+                raise UserError(f"{name} is {value:g}; expected at most {most}")
         if self.data:
             raise UserError("--data: run verify needs the toy world, whose grammar can check notes")
-        if not self.errors <= 1:
-            raise UserError(f"errors is {self.errors:g}; expected a share, from 0 to 1")
 
 
 def invent(lab: Lab, n: int, seed: int) -> list[str]:
@@ -78,8 +78,7 @@ def teach(lab: Lab, config: VerifyConfig, arm: str, r: int) -> Written:
     for passage, some in written:
         samples = [[note.text for note in lab.task.notes(text)] for text in some]
         check = exact(passage.person)
-        if arm == ERRING:
-            check = erring(check, config.errors, rng)
+        check = erring(check, config.errors, rng) if arm == ERRING else check
         learnt = keep(samples, check, config.keep)
         if arm == UNCHECKED:  # nobody says which text is good
             learnt = samples[rng.integers(len(samples))]
@@ -96,9 +95,10 @@ def teach(lab: Lab, config: VerifyConfig, arm: str, r: int) -> Written:
 def verify(lab: Lab, config: VerifyConfig) -> None:
     """People that the model invents, notes that a grammar checks: does it teach itself?"""
     held_out, task, last = lab.held_out, lab.task, lab.outer.rounds
+    stated = lambda one, contexts: judge(one.task, contexts, one.write(contexts))
 
     def measure(name: str, ends: bool, **declared: Any) -> None:
-        trials = lab.arm(name, lambda: judge(task, held_out, lab.write(held_out)), **declared)
+        trials = lab.arm(name, lambda: stated(lab, held_out), **declared)
         if ends or name.startswith(CHECKED):
             lab.step(f"{name}, exam", lambda: lab.study(held_out, [t.text for t in trials]))
         if ends:
@@ -107,6 +107,7 @@ def verify(lab: Lab, config: VerifyConfig) -> None:
 
     some: Written = []  # of the verified arm's first round
     measure("start", True, series=ARMS, at=0, rival=True)
+    try_prompts(lab, config, "start", stated)
     for arm in ARMS:
         lab.reset()
         rounds = max(last, config.unchecked_rounds) if arm == UNCHECKED else last

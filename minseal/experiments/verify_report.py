@@ -17,6 +17,7 @@ from ..lab.table import aligned
 from ..tasks.grammar import implication_of, origin_of, read_person
 from ..tasks.people import PersonPassage
 from .knowledge import mix, mix_columns
+from .passages import prompts_tried
 
 Results = dict[str, Any]
 Written = list[tuple[PersonPassage, list[str]]]  # passages, each with texts or lines on it
@@ -129,13 +130,15 @@ def notes(run: Run, results: Results) -> list[str]:
         out.append(f"{name} against start, the mean of {tries} self-edits of each: {verdict}.")
         mine = [i for i in results["invented"] if i["arm"] == arm and i["at"] <= int(r)]
         spent = sum(i["begun"] + i["texts"] for i in mine)
+        if worth == 1:
+            continue
         equal = f"as much as {worth}" if worth else f"more than {tries}"
         tale = f"{name}: one self-edit states {equal} of the start, of which the checker must pick"
         cost = f"the loop sampled {spent} texts, {spent / n:.0f} for each held-out context"
         if (worth or 0) > 2:
             cost += f"; for {spent // (worth - 1) + 1} contexts or more the start would need more"
         out.append(f"{tale}; {cost}.")
-    return out
+    return [*out, *prompts_tried(run, results)]
 
 
 def blocks(run: Run, results: Results) -> list[str]:

@@ -27,6 +27,7 @@ from minseal.tasks.people import ATTRIBUTES, kind_of
 VERIFY = EXPERIMENTS["verify"]
 SMALL = VerifyConfig(
     model=str(TINY),
+    other_prompts=("questions",),
     eval_contexts=2,
     edit_tokens=24,
     inventions=6,
@@ -127,7 +128,8 @@ def test_arms_and_what_they_are_over(finished):
     assert results["left out"] == []
     arms = {a["arm"]: a for a in results["arms"]}
     assert list(arms) == [
-        *("start", "verified 1", "verified 2", "unchecked 1", "unchecked 2", "unchecked 3"),
+        *("start", "own notes, questions"),
+        *("verified 1", "verified 2", "unchecked 1", "unchecked 2", "unchecked 3"),
         *("erring checker 1", "erring checker 2"),
     ]
     assert all(a["over"] == "start" for name, a in arms.items() if name != "start")
