@@ -136,7 +136,8 @@ def test_arms_and_what_they_are_over(finished):
     examined = [name for name, a in arms.items() if a["exam"] is not None]
     ends = ["start", "verified 1", "verified 2", "unchecked 2", "unchecked 3"]
     assert examined == [*ends, "erring checker 2"]
-    assert [c["over"] for c in results["comparisons"]] == ["start", *(f"{a} 2" for a in ARMS[1:])]
+    rivals = [c["over"] for c in results["comparisons"]]
+    assert rivals == ["start", "own notes, questions", *(f"{a} 2" for a in ARMS[1:])]
     ends = ["start", "verified 2", "unchecked 2", "unchecked 3", "erring checker 2"]
     assert list(results["pass_at_k"]) == ends and list(results["pass_at_k"]["start"]) == [1, 2]
     assert len(results["invented"]) == 7
