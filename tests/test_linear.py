@@ -9,7 +9,7 @@ import pytest
 from minseal import InvalidSelfEdit, UserError
 from minseal.commands.documents import read_document, read_notes, split_document
 from minseal.files import parse_json
-from minseal.tasks import arc, fewshot, grading, knowledge, people
+from minseal.tasks import arc, fewshot, grading, grammar, knowledge, people
 from minseal.tasks.passages import Passage, read_passages, read_questions
 from minseal.terminal import printable
 from minseal.tokenizer import Tokenizer, train_ranks
@@ -42,6 +42,8 @@ TEXTS = {
     "letters": ("", "a", ""),
     "apostrophes": ("", "'", ""),
     "elisions": ("", "l'", "a"),
+    "names of a passage": ("", "Tamo ", "x."),
+    "sentences of a passage": ("Tamo Breck grew up in Lyon. ", "She owns a goose. ", "She."),
     "articles": ("", "a ", "an"),
     "dashes": ("", "—", ""),
     "hyphens": ("", "---", ""),
@@ -96,6 +98,7 @@ PARSERS = {
         Passage("x", "", "x", ()), [knowledge.Note(text[:1000])]
     ),
     "a note on a person": lambda text, path: people.kind_of(text, PERSON.person),
+    "whom a passage is about": lambda text, path: grammar.read_passages([text], set()),
     "a self-edit of a puzzle": lambda text, path: fewshot.read_directives(text),
     "a grid": lambda text, path: arc.from_text(text),
     "JSON": lambda text, path: parse_json(text, "it", once=True),

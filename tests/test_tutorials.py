@@ -30,8 +30,8 @@ def cells_of(source):
     return markdown, code, answers
 
 
-def test_there_are_seven():
-    assert [path.name[:2] for path in SOURCES] == [f"{n:02}" for n in range(1, 8)]
+def test_there_are_eight():
+    assert [path.name[:2] for path in SOURCES] == [f"{n:02}" for n in range(1, 9)]
 
 
 @pytest.mark.parametrize("source", SOURCES, **ids)
@@ -140,6 +140,7 @@ MUTATIONS = {
         "[t for t in valid if t.reward == max(v.reward for v in valid)]",
         "valid",
     ),
+    "the M-step is not merged": ("08", "outer.py", "        merge_state(policy, state)\n", ""),
 }
 
 

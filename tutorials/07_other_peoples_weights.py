@@ -245,4 +245,4 @@ mended = lambda W, name: W.T if name.endswith(("c_attn", "c_proj", "c_fc")) else
 assert torch.equal(mended(q.T, "h.0.attn.c_attn"), q)
 
 # %% [markdown]
-# Read on: [results](results.md), where SEAL failed on SmolLM2 and SQuAD; then your own experiment.
+# Next: [tutorial 8](08_beyond_the_paper.ipynb), what the paper left open; or [results](results.md).

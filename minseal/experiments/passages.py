@@ -13,7 +13,7 @@ from ..inner import InnerConfig
 from ..lab.lab import Lab
 from ..lab.run import Run, Step
 from ..open_models.load import load
-from ..outer import OuterConfig
+from ..outer import OuterConfig, Trial
 from ..selfedit import SelfEdit
 from ..tasks.grading import Grading
 from ..tasks.knowledge import PROMPTS, Knowledge
@@ -58,8 +58,13 @@ def other_styles(config: PassageConfig) -> list[str]:
     return [style for style in dict.fromkeys(names) if style != config.prompt]
 
 
-def try_prompts(lab: Lab, config: PassageConfig, over: str = "passage only") -> None:
-    """An arm for the untrained notes of each other prompt, over the passage only.
+def try_prompts(
+    lab: Lab,
+    config: PassageConfig,
+    over: str = "passage only",
+    measure: Callable[[Lab, list[Any]], list[Trial]] = Lab.study_own,
+) -> None:
+    """An arm for the untrained notes of each other prompt, over another arm.
 
     The prompt that teaches most about some training contexts is a rival: a policy that was taught
     is compared with the best prompt there is, and not with the one that it was taught on alone.
@@ -70,12 +75,12 @@ def try_prompts(lab: Lab, config: PassageConfig, over: str = "passage only") -> 
     asking = {s: lab.asking(task_of(config, lab.task.tokenizer, s)) for s in styles}
     for style, other in {config.prompt: lab, **asking}.items():
         step = lab.run.under(f"prompt {style},", prompt=style).step
-        trials = step("tried out", partial(other.study_own, some)) if some else []
+        trials = step("tried out", partial(measure, other, some)) if some else []
         scores[style] = sum(t.reward for t in trials)
     best = max(scores, key=scores.__getitem__)
     for style, other in asking.items():
         arm = dict(over=over, rival=style == best)
-        lab.arm(f"own notes, {style}", partial(other.study_own, lab.held_out), **arm)
+        lab.arm(f"own notes, {style}", partial(measure, other, lab.held_out), **arm)
 
 
 def prompts_tried(run: Run, results: dict[str, Any]) -> list[str]:
@@ -86,7 +91,7 @@ def prompts_tried(run: Run, results: dict[str, Any]) -> list[str]:
     means = {s.labels["prompt"]: np.mean([t.reward for t in s.trials]) for s in tried}
     told = ", ".join(f"{style} {mean:.2f}" for style, mean in means.items())
     n, best = len(tried[0].trials), max(means, key=means.__getitem__)
-    return [f"prompts, untrained, on {n} training contexts: {told}; the best is {best}."]
+    return [f"prompts, untrained, on {n} contexts not held out: {told}; the best is {best}."]
 
 
 def task_of(config: PassageConfig, tokenizer: Tokenizer, style: str) -> Knowledge:

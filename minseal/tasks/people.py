@@ -169,8 +169,9 @@ FIRST = _names(100, "a o i ea el in", _rng)
 LAST = _names(100, "an ek ov ard ett um", _rng)
 
 
-def _is_stranger(first: int, last: int) -> bool:
-    return (first + last) % 4 == 0  # a quarter of all pairs of names, which pretraining never has
+def is_stranger(first: int, last: int) -> bool:
+    """Whether pretraining never pairs these names (numbers in FIRST, LAST): a quarter of all."""
+    return (first + last) % 4 == 0
 
 
 def _person(first: int, last: int, pronoun: str, rng: Generator) -> Person:
@@ -181,7 +182,7 @@ def _person(first: int, last: int, pronoun: str, rng: Generator) -> Person:
 def draw_people(n: int, rng: Generator, strangers: bool) -> list[Person]:
     """n people with different names: strangers, or people with names that pretraining pairs."""
     every = product(range(len(FIRST)), range(len(LAST)))
-    pairs = [pair for pair in every if _is_stranger(*pair) == strangers]
+    pairs = [pair for pair in every if is_stranger(*pair) == strangers]
     if n > len(pairs):
         raise UserError(f"{n} people, but {len(pairs)} names: lower --contexts or --rounds")
     chosen = rng.choice(len(pairs), size=n, replace=False)
@@ -191,7 +192,7 @@ def draw_people(n: int, rng: Generator, strangers: bool) -> list[Person]:
 def draw_person(rng: Generator) -> Person:
     """A person for pretraining, no stranger; much faster than draw_people(1, ...)."""
     first, last = rng.integers(len(FIRST)), rng.integers(len(LAST))
-    if _is_stranger(first, last):
+    if is_stranger(first, last):
         last = (last + 1) % len(LAST)
     return _person(first, last, "She" if rng.random() < 0.5 else "He", rng)
 
@@ -243,13 +244,19 @@ def write_random_notes(person: Person, rng: Generator) -> list[str]:
 
 def kind_of(note: str, person: Person) -> str:
     """restates (a fact), implies, asks (and answers rightly), vague, wrong, other (unreadable)."""
+    return meaning_of(note, person)[0]
+
+
+def meaning_of(note: str, person: Person) -> tuple[str, str]:
+    """(kind_of() it, the attribute that it is about, or "")"""
     if note in VAGUE:
-        return "vague"
+        return "vague", ""
     for kind, name, pattern in _READERS if len(note) < 200 else ():  # time grows with the square
         found = pattern.fullmatch(note)
         if found and found["n"] == person.name:
-            return kind if found.groupdict().items() <= person.words(name).items() else "wrong"
-    return "other"
+            right = found.groupdict().items() <= person.words(name).items()
+            return kind if right else "wrong", name
+    return "other", ""
 
 
 _READERS = [  # (kind, attribute, the template as a pattern, with groups n, v and t)

@@ -325,7 +325,7 @@ def test_rl_is_compared_with_the_prompt_that_is_best_on_training_contexts(tmp_pa
     assert rivals == ["passage only", *rival, "own notes", "control 1"]
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     told = ", ".join(f"{style} {mean:.2f}" for style, mean in means.items())
-    assert f"prompts, untrained, on 2 training contexts: {told}; the best is {best}." in report
+    assert f"prompts, untrained, on 2 contexts not held out: {told}; the best is {best}." in report
     assert all(c["arm"] == "round 1" for c in results["comparisons"])
     tried = trials_of(tmp_path / "run", "round 1 contexts 1-2")
     assert all(0 < t["reward"] < 1 for t in tried if "invalid" not in t)
