@@ -25,7 +25,7 @@ class TeacherConfig(PassageConfig):
     other_prompts: tuple[str, ...] | None = None  # measured untrained, too; "none" or the usual
     edit_tokens: int = 128  # longest self-edit
     inner: InnerConfig = InnerConfig(lr=6e-3, epochs=3)  # half the usual work, much the same scores
-    outer: OuterConfig = OuterConfig(contexts=48, samples=4, m_step=MStepConfig(batch=4))
+    outer: OuterConfig = OuterConfig(contexts=40, samples=4, m_step=MStepConfig(batch=4))
     student_step: MStepConfig = MStepConfig(lr=1e-4, epochs=2, batch=16)  # what stays with it
 
     def __post_init__(self) -> None:
