@@ -59,9 +59,9 @@ def test_every_file_that_the_readme_links_exists(path):
 
 
 def test_the_readme_is_short_and_narrow():
-    """170: nearly half of it is the tree."""
+    """185: half of it is the tree."""
     lines = README.splitlines()
-    assert len(lines) <= 170
+    assert len(lines) <= 185
     outside = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE).splitlines()
     wide = [
         line
