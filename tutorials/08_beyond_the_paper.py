@@ -44,9 +44,9 @@ def write(policy, some, n=1, task=task):
 # %% [markdown]
 # ## 1. To learn for good
 # In the tutorials before, an adapter was thrown away after its exam. A student who keeps what she
-# learns merges it, and goes on with the next passage. Six people, one after another, with the best
-# notes on each. After each lesson she is asked about all six, and about what pretraining taught
-# ("Which country is Lyon in?").
+# learns merges it, and goes on with the next passage. Six people, one after another, with the
+# exam's own questions and answers as notes. After each lesson she is asked about all six, and about
+# what pretraining taught ("Which country is Lyon in?").
 #
 # **Predict, then run.** Asked at the end: how much is left of the first five people? And of general
 # knowledge? What changes if the notes on earlier people are in every lesson again (*replay*)?
@@ -87,7 +87,7 @@ for way in matrices:
     print(f"{way:18} {told}; general knowledge {general['before']:.2f} -> {general[way]:.2f}")
 sequential, replay = matrices
 assert min(new.values()) > 0.9 and kept[sequential] < 0.45, "claim 8.1"
-assert kept[replay] > 0.9 and max(general[sequential], general[replay]) < 0.9, "claim 8.2"
+assert kept[replay] > 0.9 and general[sequential] < general[replay] < 0.95, "claim 8.2"
 
 # %% [markdown]
 # **Claim 8.1.** Each lesson is learnt at once, and the next ones overwrite it. **Claim 8.2.**
@@ -110,7 +110,7 @@ print(some[0].text, *(f"  {question} {own}" for question, (own,) in exams[some[0
 
 # %% [markdown]
 # **Predict, then run.** Of each person eight self-edits are tried. Which of the two rewards puts
-# them in the order of the true exam? And how sure is a student of notes in which all is false?
+# them in the order of the true exam? And how sure is a student of notes on somebody else's life?
 
 # %%
 pairs = [(person, text) for person, eight in zip(some, write(model, some, 8)) for text in eight]
@@ -138,14 +138,15 @@ for name, lives in {"true": some, "false": [*some[1:], some[0]]}.items():  # or 
 assert marks(trials).mean() < 0.3 and sure["false"] > sure["true"] - 0.15, "claim 8.4"
 
 # %% [markdown]
-# **Claim 8.3.** Her own exam is nearly as good as the answer key: she reads without errors, and
-# pretraining taught her what is asked. Certainty knows something, too: notes that say nothing leave
-# her guessing. **Claim 8.4.** But certainty is not truth: she is as sure of what is false. `minseal
-# run confidence` teaches by these rewards, ten rounds long, and shows where they fail.
+# **Claim 8.3.** Her own exam is nearly as good as the answer key: she reads well, and pretraining
+# taught her what is asked. Certainty knows something, too. **Claim 8.4.** But it is not truth: she
+# is nearly as sure of what is false (a little of which is true by chance). `minseal run confidence`
+# teaches by these rewards, ten rounds long, and shows where they fail.
 #
 # By the way: her questions with their answers would make excellent notes, and no outer loop was
-# needed for them, only another prompt. So the tables of `minseal run` hold the best prompt beside
-# the taught policy. In this toy world it wins.
+# needed for them, only another prompt. So `minseal run knowledge` measures other prompts,
+# untrained, beside the taught policy. In this toy world the best one wins: see
+# [README](../README.md).
 #
 # ## 3. Teacher and student
 # In SEAL the writer of the notes is their reader. Section 3.1 says that it need not be so: a
@@ -153,7 +154,7 @@ assert marks(trials).mean() < 0.3 and sure["false"] > sure["true"] - 0.15, "clai
 # The student here has less than half the teacher's weights.
 #
 # **Predict, then run.** Before any outer loop: does it matter who writes, or who learns? After two
-# rounds: is the teacher of use to its student alone, or also to one that it has never met?
+# rounds: is the teacher of use to its student alone, or also to one who took no part?
 
 # %%
 small, _ = minseal.load("tiny_data/knowledge-small")
@@ -184,8 +185,8 @@ for reader, claim in (("small", "claim 8.5"), ("big", "claim 8.6")):
 
 # %% [markdown]
 # **Claim 8.5.** The teacher learns from the marks of a student that it cannot look into. **Claim
-# 8.6.** What it learns serves another student, too: good notes are good notes, here. Untaught, the
-# two write about equally well. `minseal run teacher` also asks whether being taught is better than
+# 8.6.** What it learns serves another student, too: good notes are good notes, here. Before it, no
+# writer was clearly better. `minseal run teacher` also asks whether being taught is better than
 # teaching oneself, and what a student can do to learn better.
 #
 # ## Exercises
@@ -193,7 +194,7 @@ for reader, claim in (("small", "claim 8.5"), ("big", "claim 8.6")):
 #    reward is the share of the commonest answer.
 # 2. **Change a setting and explain.** Section 1 in sequence, with a twentieth of the learning rate.
 #    Does it forget less? (Look at *just learnt*, too.)
-# 3. **Find the mistake.** `marked` gives nearly every self-edit the highest mark. A fine reward?
+# 3. **Find the mistake.** With `marked` as a reward nearly every mark is the highest. Fine?
 
 
 # %%

@@ -50,7 +50,7 @@ def write_notes(lab: Lab, prompts: tuple[str, ...], sections: list[Passage]) -> 
     notes: Notes = {}
     for i, style in enumerate(prompts):
         task = Knowledge(lab.task.tokenizer, style)
-        for number, text in enumerate(write_texts(lab.asking(task), sections, i), 1):
+        for number, text in enumerate(write_texts(lab.but(task=task), sections, i), 1):
             with suppress(InvalidSelfEdit):  # directives are for runs: --inner.lr holds here
                 notes.setdefault(number, []).extend(task.read(text)[0])
     return notes
@@ -74,7 +74,7 @@ def write_exam(lab: Lab, sections: list[Passage]) -> tuple[Exam, dict[str, int]]
     task = Knowledge(lab.task.tokenizer, "self-qa")
     found: dict[str, tuple[str, ...]] = {}
     written_on: dict[str, int] = {}
-    texts = write_texts(lab.asking(task), sections, OWN)
+    texts = write_texts(lab.but(task=task), sections, OWN)
     for number, (section, text) in enumerate(zip(sections, texts), 1):
         for note in task.notes(text):
             if isinstance(note, Question) and score(section.text, note.answer, "contains"):

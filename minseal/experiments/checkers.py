@@ -61,6 +61,14 @@ def judge(task: People, passages: list[PersonPassage], texts: list[str]) -> list
     return trials
 
 
+def lines_of(task: People, text: str) -> list[str]:
+    """The notes of a self-edit; none if it is no self-edit."""
+    try:
+        return [note.text for note in task.read(text)[0]]
+    except InvalidSelfEdit:
+        return []
+
+
 def implied(lines: list[str], person: Person) -> set[str]:
     """The attributes whose implication is among the lines."""
     return {*map(exact(person), lines)} - {""}
@@ -68,10 +76,9 @@ def implied(lines: list[str], person: Person) -> set[str]:
 
 def tally(task: People, passages: list[PersonPassage], texts: list[list[str]]) -> dict[str, Any]:
     """right[i][j]: how many of passage i's self-edits state implication j. tokens: of one, mean."""
-    right = [
-        [sum(name in one for one in found) for name in ATTRIBUTES]
-        for passage, some in zip(passages, texts)
-        for found in [[implied([n.text for n in task.notes(t)], passage.person) for t in some]]
-    ]
+    right = []
+    for passage, some in zip(passages, texts):
+        found = [implied(lines_of(task, text), passage.person) for text in some]
+        right.append([sum(name in one for one in found) for name in ATTRIBUTES])
     sizes = [len(task.tokenizer.encode(text)) for some in texts for text in some]
     return {"right": right, "tries": len(texts[0]), "tokens": float(np.mean(sizes))}

@@ -45,7 +45,7 @@ def together(lab: Lab, passages: list[Passage], edits: list[SelfEdit], n: int) -
     groups = [Group(passages[i].id, passages[i : i + n]) for i in starts]
     whole = [SelfEdit(tuple(d for e in edits[i : i + n] for d in e.documents)) for i in starts]
     trials = []
-    for group, trial in zip(groups, lab.asking(Corpus(lab.task)).study(groups, whole)):
+    for group, trial in zip(groups, lab.but(task=Corpus(lab.task)).study(groups, whole)):
         parts = zip(group.contexts, group.cut(trial.answers), group.cut(trial.grades))
         for passage, answers, grades in parts:
             reward = float(np.mean(grades)) if trial.invalid is None else 0.0

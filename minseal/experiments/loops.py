@@ -65,10 +65,10 @@ def teach(
     def step(what: str, compute: Callable[[], Any]) -> Any:
         if what.startswith("1 contexts"):  # whatever the rate
             return lab.step(what if k == lab.outer.samples else f"{name} {what}", compute)
-        swept = f"{name}, rate {rate}, {what}"
-        if swept in lab.run.steps:
+        swept, mine = f"{name}, rate {rate}, {what}", f"{where} {what}"
+        if swept in lab.run.steps and swept != mine:
             compute = lambda: lab.run.result(swept)
-        return lab.step(f"{where} {what}", compute)
+        return lab.step(mine, compute)
 
     lab.reset()
     improve = careful(improve_of(name, outer, lab.inner, config.clip))

@@ -72,7 +72,7 @@ def try_prompts(
     if not (styles := other_styles(config)):
         return
     some, scores = lab.train[:PROMPT_CONTEXTS], {}
-    asking = {s: lab.asking(task_of(config, lab.task.tokenizer, s)) for s in styles}
+    asking = {s: lab.but(task=task_of(config, lab.task.tokenizer, s)) for s in styles}
     for style, other in {config.prompt: lab, **asking}.items():
         step = lab.run.under(f"prompt {style},", prompt=style).step
         trials = step("tried out", partial(measure, other, some)) if some else []
@@ -86,7 +86,7 @@ def try_prompts(
 def prompts_tried(run: Run, results: dict[str, Any]) -> list[str]:
     """The sentence that says which prompt is best, and where that was seen."""
     tried = [step for step in run.steps.values() if "prompt" in step.labels and step.trials]
-    if not tried:
+    if len(tried) < 2:
         return []
     means = {s.labels["prompt"]: np.mean([t.reward for t in s.trials]) for s in tried}
     told = ", ".join(f"{style} {mean:.2f}" for style, mean in means.items())

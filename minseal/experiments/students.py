@@ -5,7 +5,7 @@ way(student, task, what a round tried, seed)      changes the student in place, 
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ def loop(
     teach: what the policy makes of a round's trials (None: ReST-EM). learn: what the student does,
     for good; None: its adapters come and go. pair: whose first trials these are.
     """
-    lab = replace(lab, policy=copy.deepcopy(lab.policy), student=copy.deepcopy(lab.student))
+    lab = lab.but(policy=copy.deepcopy(lab.policy), student=copy.deepcopy(lab.student))
     run, student = lab.run.under(name, loop=name), lab.student
 
     def step(what: str, compute: Callable[[], Any]) -> Any:
@@ -108,13 +108,10 @@ class Answers:
             read = f"{passage.text}\n{text.strip()}\n"  # the notes alone look like no text it knows
             view = [tokenizer.begin(read + question) for question in asked]
             (told,) = ask(student, task, [view], self.n, 1.0, mix_seed(seed, passage.id))
-            right = {
-                (i, answer)
-                for answers in zip(*told)
-                for i, grade in enumerate(task.grade(passage, list(answers)))
-                for answer in [answers[i]]
-                if grade == 1
-            }
+            right = set()
+            for answers in zip(*told):  # one to each question
+                grades = task.grade(passage, list(answers))
+                right |= {(i, answers[i]) for i, grade in enumerate(grades) if grade == 1}
             before = view if self.in_view else task.exam(passage)
             for i, answer in sorted(right):
                 after = tokenizer.encode(f" {answer}\n")

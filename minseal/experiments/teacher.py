@@ -43,6 +43,9 @@ def two_models(config: TeacherConfig, run: Run) -> Lab:
     if (ours.ranks, ours.specials, ours.pattern) != (theirs.ranks, theirs.specials, theirs.pattern):
         told = f"{config.model} and {config.student} have different tokenizers"
         raise UserError(f"{told}; expected two models that read the same tokens")
+    if lab.student.config.block_size < lab.policy.config.block_size:
+        told = f"{config.student} reads less than {config.model}"
+        raise UserError(f"{told}: expected a student that can read what is written for it")
     return lab
 
 
@@ -53,7 +56,7 @@ def teacher(lab: Lab, config: TeacherConfig) -> None:
     held_out, last = lab.held_out, lab.outer.rounds
 
     def pair(writer: str, learner: str) -> Lab:
-        return replace(lab, policy=models[writer], student=models[learner])
+        return lab.but(policy=models[writer], student=models[learner])
 
     for who in models:
         alone = pair(who, who)
@@ -69,15 +72,17 @@ def teacher(lab: Lab, config: TeacherConfig) -> None:
         name, other, one = f"{writer} for {learner}", OTHER[learner], pair(writer, learner)
         one.student = None if writer == learner else one.student  # None: SEAL, it teaches itself
         made = loop(one, name, name)
-        own = lambda: replace(made, student=models[other]).study_own(held_out)
+        own = lambda: made.but(student=models[other]).study_own(held_out)
         lab.arm(f"{name} {last}, {other} learns", own, over=f"{writer} for {other} 0")
 
     # The student's own loop: the oracle's notes have more for it to learn than untaught ones.
     def examine(name: str, student: GPT, over: str) -> None:
-        one = replace(lab, student=student)
+        one = lab.but(student=student)
         oracle = lambda: one.study(held_out, lab.task.oracle)
         lab.arm(f"{name}, oracle notes", oracle, over=over)
-        lab.arm(f"{name}, plain", lambda: one.plain(held_out), over="no adaptation, small")
+        if name != "small":  # what the round's lessons leak about people who are held out
+            plain = lambda: one.plain(held_out)
+            lab.arm(f"{name}, plain", plain, over="no adaptation, small")
         lab.step(f"{name}, knows", Before(student, lab.task).general_knowledge)
 
     examine("small", models["small"], "passage only, small")
@@ -88,6 +93,6 @@ def teacher(lab: Lab, config: TeacherConfig) -> None:
         ("answers in view", nothing, answers(in_view=True), once),
         ("towards winners", nothing, TowardsWinners(lab.inner), once),
     ):
-        one = replace(pair("big", "small"), outer=outer)
+        one = pair("big", "small").but(outer=outer)
         made = loop(one, name, "big for small", teach, learn)
         examine(f"{name} {outer.rounds}", made.student, "small, oracle notes")

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..lab.evidence import told
 from ..lab.plots import plain_axes
-from ..lab.run import Run, Step
+from ..lab.run import Run
 from ..lab.table import aligned, gain
 
 Results = dict[str, Any]
@@ -74,21 +74,21 @@ def blocks(run: Run, results: Results) -> list[str]:
 
 def plot_loops(run: Run, results: Results, save: Callable) -> None:
     """loops.png: the student's exam by round, as teacher, student, or both are taught."""
-    steps: dict[str, Step] = {a["arm"]: a for a in results["arms"]}
+    arms = {a["arm"]: a for a in results["arms"]}
     rounds = range(results["config"]["outer"]["rounds"] + 1)
 
     def draw(figure: Any) -> None:
         axes = plain_axes(figure)
         for loop in LOOPS:
             names = [f"{loop} {r}" if r else "big for small 0" for r in rounds]
-            points = [(r, steps[name]) for r, name in zip(rounds, names) if name in steps]
+            points = [(r, arms[name]) for r, name in zip(rounds, names) if name in arms]
             x, y = [r for r, _ in points], [a["mean"] for _, a in points]
             axes.plot(x, y, marker="o", label=LOOPS[loop] or loop)
             axes.fill_between(x, *zip(*(a["ci95"] for _, a in points)), alpha=0.15, linewidth=0)
         axes.set(ylim=(0, 1), xticks=list(rounds), xlabel="round", ylabel="exam, held out")
         axes.legend(frameon=False)
 
-    if "both loops 1" in steps:
+    if "both loops 1" in arms:
         save("loops.png", draw, (6, 3.6))
 
 

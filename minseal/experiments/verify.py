@@ -20,10 +20,10 @@ from ..sample import sample
 from ..selfedit import Document
 from ..tasks.grammar import read_passages
 from ..tasks.people import FIRST, PersonPassage
-from .checkers import erring, exact, judge, keep, tally
+from .checkers import erring, exact, judge, keep, lines_of, tally
 from .improvers import fit
 from .passages import PassageConfig, people, try_prompts
-from .verify_report import MOST_TRIES, REPORT, Written, count, write_again
+from .verify_report import MOST_TRIES, REPORT, Texts, count, write_again
 
 ARMS = CHECKED, UNCHECKED, ERRING = "verified", "unchecked", "erring checker"
 
@@ -48,8 +48,8 @@ class VerifyConfig(PassageConfig):
         for name, most in ("tries", MOST_TRIES), ("errors", 1):
             if not (value := getattr(self, name)) <= most:
                 raise UserError(f"{name} is {value:g}; expected at most {most}")
-        if self.data:
-            raise UserError("--data: run verify needs the toy world, whose grammar can check notes")
+        if self.data or self.prompt != "notes":
+            raise UserError("--data, --prompt: run verify needs the toy world and its own notes")
 
 
 def invent(lab: Lab, n: int, seed: int) -> list[str]:
@@ -67,7 +67,7 @@ def lesson(lab: Lab, passage: PersonPassage, lines: list[str]) -> Document:
     return replace(learnt, weights=(1.0,) * len(learnt.ids))
 
 
-def teach(lab: Lab, config: VerifyConfig, arm: str, r: int) -> Written:
+def teach(lab: Lab, config: VerifyConfig, arm: str, r: int) -> Texts:
     """One round of an arm: what was invented, with the texts on it. All arms have the same luck."""
     run, seed, outer = lab.run.under(f"{arm} {r}", loop=arm, at=r), mix_seed(lab.seed, r), lab.outer
     names, rng = {passage.id for passage in lab.held_out}, np.random.default_rng(seed)
@@ -76,7 +76,7 @@ def teach(lab: Lab, config: VerifyConfig, arm: str, r: int) -> Written:
     texts = run.step("notes", lambda: lab.write_many(passages, outer.samples, (r, "notes")))
     written, kept = list(zip(passages, texts)), []
     for passage, some in written:
-        samples = [[note.text for note in lab.task.notes(text)] for text in some]
+        samples = [lines_of(lab.task, text) for text in some]
         check = exact(passage.person)
         check = erring(check, config.errors, rng) if arm == ERRING else check
         learnt = keep(samples, check, config.keep)
@@ -105,7 +105,7 @@ def verify(lab: Lab, config: VerifyConfig) -> None:
             many = lambda: tally(task, held_out, lab.write_many(held_out, config.tries, "many"))
             lab.step(f"{name}, many", many)
 
-    some: Written = []  # of the verified arm's first round
+    some: Texts = []  # of the verified arm's first round
     measure("start", True, series=ARMS, at=0, rival=True)
     try_prompts(lab, config, "start", stated)
     for arm in ARMS:

@@ -20,7 +20,7 @@ from .knowledge import mix, mix_columns
 from .passages import prompts_tried
 
 Results = dict[str, Any]
-Written = list[tuple[PersonPassage, list[str]]]  # passages, each with texts or lines on it
+Texts = list[tuple[PersonPassage, list[str]]]  # passages, each with texts or lines on it
 MOST_TRIES = 1000  # more would take long to count
 WIDTH = 58  # of one of two columns
 
@@ -29,7 +29,7 @@ def count(
     lines: Sequence[str],
     names: set[str],
     texts: Sequence[Sequence[str]],
-    kept: Written,
+    kept: Texts,
 ) -> dict[str, int]:
     """What became of a round's inventions (lines) and of the notes (texts) on them."""
     people = [p for line in lines if (p := read_person(line))]
@@ -48,7 +48,7 @@ def count(
     }
 
 
-def write_again(lab: Lab, some: Written) -> list[list[str]]:
+def write_again(lab: Lab, some: Texts) -> list[list[str]]:
     """[the passage, the first text on it, what the policy writes on it now], of each."""
     now = lab.write([passage for passage, _ in some], "after")
     return [[passage.text, then[0], text] for (passage, then), text in zip(some, now)]
@@ -135,7 +135,7 @@ def notes(run: Run, results: Results) -> list[str]:
         equal = f"as much as {worth}" if worth else f"more than {tries}"
         tale = f"{name}: one self-edit states {equal} of the start, of which the checker must pick"
         cost = f"the loop sampled {spent} texts, {spent / n:.0f} for each held-out context"
-        if (worth or 0) > 2:
+        if worth:
             cost += f"; for {spent // (worth - 1) + 1} contexts or more the start would need more"
         out.append(f"{tale}; {cost}.")
     return [*out, *prompts_tried(run, results)]

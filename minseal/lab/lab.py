@@ -82,10 +82,11 @@ class Lab:
         """The policy as it was in the beginning."""
         self.policy.load_state_dict(self.original)
 
-    def asking(self, task: Task) -> "Lab":
-        """The same lab with another task."""
+    def but(self, **others: Any) -> "Lab":
+        """The same lab with other fields: a task, a student, a policy (that reset() is not of)."""
         other = copy.copy(self)
-        other.task = task
+        for name, value in others.items():
+            setattr(other, name, value)
         return other
 
     def write(self, contexts: list[Any], draw: Draw = OWN) -> list[str]:
