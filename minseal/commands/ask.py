@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config import ModelConfig, mix_seed
 from ..files import UserError, first_line
 from ..lab.agent import Edit
-from ..lab.agent_folder import FolderAgent, open_agent
+from ..lab.agent_folder import FolderAgent, open_agent, task_for
 from ..model import GPT
 from ..open_models.load import load
 from ..open_models.peft import load_adapter
@@ -141,7 +141,8 @@ def answer(
     """
     reads = model.config.block_size
     if task or config.adapter or not tokenizer.chat:  # the form in which notes and exams ask
-        task = task or Knowledge(tokenizer)
+        # `learn` taught an adapter in the form of Knowledge, whatever pretraining's was.
+        task = task or (Knowledge(tokenizer) if config.adapter else task_for(tokenizer))
         (prompt,) = task.exam(Passage("asked", "", "", ((turns[-1][1], ("",)),)))
         stop = task.stop
     else:

@@ -49,7 +49,7 @@ class VerifyConfig(PassageConfig):
             if not (value := getattr(self, name)) <= most:
                 raise UserError(f"{name} is {value:g}; expected at most {most}")
         if self.data or self.prompt != "notes":
-            raise UserError("--data, --prompt: run verify needs the toy world and its own notes")
+            raise UserError("run verify has no --data, and no --prompt but notes: the toy world's")
 
 
 def invent(lab: Lab, n: int, seed: int) -> list[str]:

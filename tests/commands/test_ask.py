@@ -14,6 +14,13 @@ def test_the_same_question_gets_the_same_answer_on_one_line():
     assert first == ask(MODEL, "What covers a parrot?") == first.strip()
 
 
+@pytest.mark.parametrize("model", ["tiny_data/knowledge", "tiny_data/knowledge-small"])
+def test_the_models_in_the_box_are_asked_as_pretraining_asked_them(model):
+    """General knowledge, which both answer without an error in their own form of a question."""
+    asked = {"Which country is Lyon in?": "France", "What covers a parrot?": "feathers"}
+    assert {q: ask(AskConfig(model), q) for q in asked} == asked
+
+
 def test_sampling_depends_on_the_seed_only():
     warm = [AskConfig(MODEL.model, temperature=3.0, seed=seed, max_tokens=16) for seed in (0, 0, 1)]
     a, b, c = (ask(config, "What?") for config in warm)

@@ -250,7 +250,8 @@ def test_one_round_with_a_checker_teaches_and_without_does_not(tmp_path):
 @pytest.mark.parametrize(
     "settings, told",
     [
-        ({"data": "x.json"}, "needs the toy world"),
+        ({"data": "x.json"}, "has no --data"),
+        ({"prompt": "questions"}, "no --prompt but notes"),
         ({"errors": 1.5}, "errors is 1.5"),
         ({"errors": -0.1}, "errors is -0.1"),
         ({"tries": 0}, "tries is 0"),
