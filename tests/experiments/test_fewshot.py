@@ -158,6 +158,7 @@ class Stop:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_gives_the_same(finished, tmp_path):
     results, run, told = finished
     for n in (2, 5, len(told) // 2, len(told) - 1):
