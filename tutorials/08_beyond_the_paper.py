@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 8. Beyond the paper
 # - **You need** tutorials [3](03_the_inner_loop.ipynb) to [5](05_the_outer_loop.ipynb).
-# - **It takes** about 60 s of computing on one core, and an hour of yours.
+# - **It takes** about 90 s of computing on one core, and an hour of yours.
 # - **You will see** a student who keeps what she learns and forgets what she knew; one who marks
 #   her own work, and one who is sure and wrong; and a teacher who learns to write for a student.
 # - **In the code:** [forgetting.py](../minseal/lab/forgetting.py),
