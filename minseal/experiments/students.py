@@ -71,7 +71,10 @@ def winners(tried: Tried, seed: int) -> list[Winner]:
 
 @dataclass(frozen=True)
 class TowardsWinners:
-    """A step towards the mean of the winning adapters (Reptile, arXiv 1803.02999)."""
+    """A step towards the mean of the winning adapters (Reptile, arXiv 1803.02999).
+
+    One whose training fails has no update: it counts as zero.
+    """
 
     inner: InnerConfig  # what they are trained with
     share: float = 1.0  # of the way

@@ -79,7 +79,7 @@ class FolderAgent(Agent):
 
 
 def task_for(tokenizer: Tokenizer) -> Knowledge:
-    """How an agent is asked: a small vocabulary is that of the toy world, with its one form."""
+    """How a model is asked: a small vocabulary is that of the toy world, with its one form."""
     if tokenizer.vocab_size < LARGEST_TOY and not tokenizer.chat:
         return People(tokenizer)
     return Knowledge(tokenizer, grading="contains", topic=False)
